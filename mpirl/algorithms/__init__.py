@@ -1,0 +1,1 @@
+"""Algorithms: how a batch improves the weights. The contract is in `base`."""

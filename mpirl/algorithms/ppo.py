@@ -1,0 +1,226 @@
+"""PPO: proximal policy optimisation with a clipped objective (Schulman et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpirl.algorithms.base import Algorithm, Batch
+from mpirl.algorithms.returns import explained_variance, gae, life_loss_discount
+from mpirl.errors import UserError
+from mpirl.models.base import Model
+from mpirl.specs import ArraySpec, Specs
+
+PER_MINIBATCH = ("policy_gradient_loss", "value_loss", "entropy_loss", "loss", "clip_fraction", "approx_kl")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The true steps of a batch, [M] each; `position` is lane * (T + 1) + t."""
+
+    position: Tensor
+    step_type: Tensor
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def take(self, index: Tensor) -> Steps:
+        return Steps(*(getattr(self, name).index_select(0, index) for name in self.__dataclass_fields__))
+
+
+class PPO(Algorithm):
+    """Needs the value of every observation. Statistics have the names and meanings of Stable-Baselines3.
+
+    clip_value: how far a value may move in one update, None for any. target_kl: the update ends at 1.5 times this.
+    reward_clip: learn from rewards clipped to [-reward_clip, reward_clip]. life_loss: losing a life counts as
+    termination for learning; the emulator must declare the extra `lives`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        specs: Specs,
+        learning_rate: float = 2.5e-4,
+        anneal_learning_rate: bool = True,
+        epochs: int = 4,
+        minibatch_size: int = 256,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float = 0.1,
+        anneal_clip_range: bool = False,
+        value_coefficient: float = 0.5,
+        entropy_coefficient: float = 0.01,
+        max_grad_norm: float = 0.5,
+        normalize_advantage: bool = True,
+        clip_value: float | None = None,
+        target_kl: float | None = None,
+        reward_clip: float | None = None,
+        life_loss: bool = False,
+        adam_epsilon: float = 1e-5,
+    ):
+        positive = dict(learning_rate=learning_rate, epochs=epochs, clip_range=clip_range, max_grad_norm=max_grad_norm)
+        positive |= dict(clip_value=clip_value, target_kl=target_kl, reward_clip=reward_clip, adam_epsilon=adam_epsilon)
+        check({k: v for k, v in positive.items() if v is not None}, lambda x: x > 0, "must be more than 0")
+        check(dict(minibatch_size=minibatch_size), lambda x: x >= 2, "must be at least 2")
+        check(dict(epochs=epochs, minibatch_size=minibatch_size), lambda x: float(x).is_integer(), "must be a whole number")
+        check(dict(gamma=gamma, gae_lambda=gae_lambda), lambda x: 0 <= x <= 1, "must be from 0 to 1")
+        check(dict(value_coefficient=value_coefficient), lambda x: x >= 0, "must not be negative")
+        check(dict(entropy_coefficient=entropy_coefficient), lambda x: x >= 0, "must not be negative")
+        if life_loss and "lives" not in specs.extras:
+            raise UserError("algorithm.life_loss=True needs an emulator that declares the extra `lives`; set it to false")
+        if model.core_size:
+            raise UserError(f"PPO trains models without recurrent state, {type(model).__name__} has one: choose another model")
+        self.model = model
+        self.learning_rate, self.anneal_learning_rate = learning_rate, anneal_learning_rate
+        self.epochs, self.minibatch_size = int(epochs), int(minibatch_size)
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.clip_range, self.anneal_clip_range = clip_range, anneal_clip_range
+        self.value_coefficient, self.entropy_coefficient = value_coefficient, entropy_coefficient
+        self.max_grad_norm, self.normalize_advantage = max_grad_norm, normalize_advantage
+        self.clip_value, self.target_kl = clip_value, target_kl
+        self.reward_clip, self.life_loss = reward_clip, life_loss
+        self.optimizer = adam(model, learning_rate, adam_epsilon)
+        self.n_updates = 0
+
+    @staticmethod
+    def extras(specs: Specs) -> dict[str, ArraySpec]:
+        return {"value": ArraySpec((), "float32")}
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        remaining = 1.0 - batch.progress
+        learning_rate = self.learning_rate * (remaining if self.anneal_learning_rate else 1.0)
+        clip_range = self.clip_range * (remaining if self.anneal_clip_range else 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        steps = self.prepare(batch)
+        statistics = {"learned": len(steps), "learning_rate": learning_rate, "clip_range": clip_range}
+        if self.clip_value is not None:
+            statistics["clip_range_vf"] = self.clip_value
+        if len(steps):
+            statistics |= self._fit(batch, steps, clip_range)
+        return statistics | {"n_updates": self.n_updates}
+
+    def prepare(self, batch: Batch) -> Steps:
+        """The true steps of the batch, with advantages and value targets."""
+        fields = batch.fields
+        reward, discount, value, step_type = (fields[name] for name in ("reward", "discount", "value", "step_type"))
+        if self.reward_clip is not None:
+            reward = reward.clamp(-self.reward_clip, self.reward_clip)
+        if self.life_loss:
+            discount = life_loss_discount(discount, fields["lives"], step_type)
+        advantage = gae(reward, discount, value, step_type, self.gamma, self.gae_lambda)
+        value, step_type = value[:, :-1], step_type[:, :-1]
+        slot = batch.is_step.flatten().nonzero().squeeze(1)  # lane * T + t
+        position = slot + slot.div(batch.num_steps, rounding_mode="floor")
+        columns = (step_type, fields["action"], fields["log_prob"], value, advantage, advantage + value)
+        return Steps(position, *(column.flatten(0, 1).index_select(0, slot) for column in columns))
+
+    def loss(self, batch: Batch, part: Steps, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of a minibatch, its statistics [PER_MINIBATCH], and the action parameters [B, A]."""
+        observation = batch.observe(part.position)
+        with batch.autocast():
+            output, _ = self.model(observation, part.step_type, part.value.new_zeros(len(part), 0))
+        distribution = self.model.distribution
+        advantage = part.advantage
+        if self.normalize_advantage and len(part) > 1:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        log_ratio = distribution.log_prob(output.parameters, part.action) - part.log_prob
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        policy_loss = -torch.min(advantage * ratio, advantage * clipped).mean()
+        value = output.value
+        if self.clip_value is not None:
+            value = part.value + (value - part.value).clamp(-self.clip_value, self.clip_value)
+        value_loss = nn.functional.mse_loss(value, part.target)
+        entropy_loss = -distribution.entropy(output.parameters).mean()
+        loss = policy_loss + self.entropy_coefficient * entropy_loss + self.value_coefficient * value_loss
+        with torch.no_grad():
+            clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
+            approx_kl = ((ratio - 1) - log_ratio).mean()
+            statistics = torch.stack([policy_loss, value_loss, entropy_loss, loss, clip_fraction, approx_kl])
+        return loss, statistics, output.parameters.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "n_updates": self.n_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.n_updates = state["n_updates"]
+
+    def _fit(self, batch: Batch, steps: Steps, clip_range: float) -> dict[str, float]:
+        """Run the epochs; return the statistics of the update."""
+        rows: list[Tensor] = []
+        go_on = True
+        for _ in range(self.epochs):
+            epoch_start = len(rows)
+            for index in minibatches(batch.random, len(steps), self.minibatch_size):
+                part = steps.take(torch.from_numpy(index).to(steps.position.device))
+                loss, row, parameters = self.loss(batch, part, clip_range)
+                rows.append(row)
+                if self.target_kl is not None and row[-1] > 1.5 * self.target_kl:
+                    go_on = False
+                    break
+                self._descend(loss)
+            self.n_updates += 1
+            if not go_on:
+                break
+        summary = [explained_variance(steps.value, steps.target)]
+        if hasattr(self.model.distribution, "std"):
+            summary.append(self.model.distribution.std(parameters).mean())
+        numbers = torch.cat([torch.stack(rows).flatten(), torch.stack(summary)]).tolist()  # the one wait for the device
+        return report(np.reshape(numbers[: -len(summary)], (len(rows), -1)), epoch_start, numbers[-len(summary) :])
+
+    def _descend(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+
+
+def minibatches(random: np.random.Generator, count: int, size: int) -> Iterator[np.ndarray]:
+    """Shuffled indices of `count` steps in parts of `size`; what is left is a part too, but a single step joins the last."""
+    order = random.permutation(count)
+    start = 0
+    while start < count:
+        end = count if count - start <= size + 1 else start + size
+        yield order[start:end]
+        start = end
+
+
+def report(rows: np.ndarray, last_epoch: int, summary: list[float]) -> dict[str, float]:
+    """Statistics [minibatches, PER_MINIBATCH] to Stable-Baselines3's: `loss` is the last, approx_kl the last epoch's mean."""
+    mean = dict(zip(PER_MINIBATCH, rows.mean(0).tolist()))
+    broken = [name for name, number in mean.items() if not np.isfinite(number)]
+    if broken:
+        raise FloatingPointError(
+            f"PPO's {', '.join(broken)} became infinite or nan, and so may the weights be: lower algorithm.learning_rate, "
+            "bound the rewards (algorithm.reward_clip) or the emulator's observations, or train in float32"
+        )
+    mean["loss"] = float(rows[-1, PER_MINIBATCH.index("loss")])
+    mean["approx_kl"] = float(rows[last_epoch:, PER_MINIBATCH.index("approx_kl")].mean())
+    return mean | dict(zip(("explained_variance", "std"), summary))
+
+
+def adam(model: nn.Module, learning_rate: float, epsilon: float) -> torch.optim.Adam:
+    """Adam, fused into one kernel where the parameters' device can."""
+    try:
+        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon, fused=True)
+    except RuntimeError:
+        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon)
+
+
+def check(settings: dict[str, Any], holds: Any, mend: str) -> None:
+    """A UserError for the first setting that is not a number or does not hold."""
+    for key, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+            raise UserError(f"algorithm.{key}={value!r}: {mend}")

@@ -1,0 +1,1 @@
+"""The archive: every trajectory in HDF5 segments. The contract is in `base`."""

@@ -1,0 +1,153 @@
+"""The learner's device: batches staged to it, weights published from it, and the precision it computes in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpirl.algorithms.base import Batch
+from mpirl.errors import UserError
+from mpirl.models.base import Model
+from mpirl.models.stacking import observer
+from mpirl.specs import Specs
+from mpirl.trajectory import Trajectory
+from mpirl.weights import FlatWeights
+
+Autocast = Callable[[], AbstractContextManager]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called "auto" (the first GPU if there is one), "cpu", "cuda" or "cuda:N"."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"no learner for {device.type}")
+    except RuntimeError as error:
+        raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name!r}: torch sees {torch.cuda.device_count()} GPUs here; write device=auto")
+    return device
+
+
+def pinned(device: torch.device) -> Callable[[tuple[int, ...], np.dtype], np.ndarray]:
+    """An allocator of zeroed host arrays; page-locked where a GPU will copy from them."""
+    if device.type != "cuda":
+        return np.zeros
+    return lambda shape, dtype: torch.zeros(shape, dtype=getattr(torch, np.dtype(dtype).name), pin_memory=True).numpy()
+
+
+class PublishedWeights:
+    """The learner's weights as the host array that is broadcast, float32 [P].
+
+    On the CPU the parameters alias it, so publishing costs nothing; from a GPU `publish` copies to page-locked memory.
+    """
+
+    def __init__(self, flat: FlatWeights):
+        self.flat = flat
+        on_host = flat.vector.device.type == "cpu"
+        self._host = flat.vector if on_host else torch.empty(flat.vector.shape, pin_memory=True)
+        self.array = self._host.numpy()
+        self.publish()
+
+    def publish(self) -> None:
+        """Bring the array up to date with the parameters."""
+        if self._host is not self.flat.vector:
+            self._host.copy_(self.flat.vector)
+
+    def load(self, vector: Tensor) -> None:
+        """Set the parameters from float32 [P]."""
+        if vector.shape != self.flat.vector.shape:
+            raise UserError(f"the checkpoint holds {len(vector):,} weights, this model has {len(self.flat.vector):,}: same model settings?")
+        with torch.no_grad():
+            self.flat.vector.copy_(vector)
+        self.publish()
+
+
+class DeviceBatch:
+    """A host batch as tensors on the learner's device: the same memory on the CPU, one resident copy on a GPU."""
+
+    def __init__(self, batch: Trajectory, model: Model, device: torch.device, autocast: Autocast):
+        self._host = {name: torch.from_numpy(array) for name, array in batch.items()}
+        self._on_host = device.type == "cpu"
+        self._fields = self._host if self._on_host else {n: t.to(device) for n, t in self._host.items()}
+        self._observations = {name: self._fields[name] for name in batch.layout.specs.observation}
+        self._frame_stack, self._autocast = model.frame_stack, autocast
+
+    def load(self, progress: float, random: np.random.Generator) -> Batch:
+        """The batch as it is now, on the device."""
+        if not self._on_host:
+            for name, tensor in self._fields.items():
+                tensor.copy_(self._host[name], non_blocking=True)
+        observe = observer(self._observations, self._fields["step_type"], self._frame_stack)
+        return Batch(self._fields, progress, random, observe, self._autocast)
+
+
+def autocast_for(device: torch.device, precision: str) -> Autocast:
+    """The context of forward passes in this precision."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def choose_precision(requested: str, model: Model, specs: Specs, device: torch.device) -> str:
+    """ "fp32" or "bf16"; with "auto", bf16 where a check finds it correct and at least 1.2 times faster."""
+    if requested not in ("auto", "fp32", "bf16"):
+        raise UserError(f"precision={requested!r}: choose auto, fp32 or bf16")
+    if requested != "auto":
+        return requested
+    small = sum(parameter.numel() for parameter in model.parameters()) < 100_000
+    if small or not has_bfloat16(device):
+        return "fp32"
+    probe = model.to(device)
+    inputs = sample_inputs(probe, specs, 256, device)
+    seconds, outputs = {}, {}
+    for precision in ("fp32", "bf16"):
+        seconds[precision], outputs[precision] = time_pass(probe, inputs, autocast_for(device, precision))
+    probe.zero_grad(set_to_none=True)
+    scale = outputs["fp32"].abs().max().clamp(min=1e-3)
+    correct = bool(torch.isfinite(outputs["bf16"]).all()) and float((outputs["bf16"] - outputs["fp32"]).abs().max() / scale) < 0.1
+    return "bf16" if correct and seconds["fp32"] > 1.2 * seconds["bf16"] else "fp32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16 (a CPU that only emulates it is no gain)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def sample_inputs(model: Model, specs: Specs, rows: int, device: torch.device) -> dict[str, Tensor]:
+    """Random model inputs {field: [rows, (k,) ...]}."""
+    inputs, generator = {}, np.random.default_rng(0)
+    for name, spec in specs.observation.items():
+        shape = (rows, *((model.frame_stack,) if model.frame_stack > 1 else ()), *spec.shape)
+        high = spec.num_values or (256 if spec.dtype == "uint8" else 2)
+        values = generator.integers(0, high, shape) if spec.is_integer else generator.standard_normal(shape)
+        inputs[name] = torch.from_numpy(values.astype(spec.dtype)).to(device)
+    return inputs
+
+
+def time_pass(model: Model, inputs: dict[str, Tensor], autocast: Autocast) -> tuple[float, Tensor]:
+    """Seconds of the fastest of a few forward and backward passes, and the values."""
+    rows = len(next(iter(inputs.values())))
+    device = next(iter(inputs.values())).device
+    step_type = torch.ones(rows, dtype=torch.uint8, device=device)
+    core = torch.zeros(rows, model.core_size, device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        with autocast():
+            output, _ = model(inputs, step_type, core)
+        (output.value.float().sum() + output.parameters.float().square().sum()).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best, torch.cat([output.parameters.detach().float(), output.value.detach().float()[:, None]], 1)

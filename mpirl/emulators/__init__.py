@@ -1,0 +1,1 @@
+"""Emulators: what is stepped. The contracts are in `base`."""

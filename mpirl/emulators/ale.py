@@ -1,0 +1,159 @@
+"""Atari: a batch of lanes of one game, stepped and preprocessed by ale-py's AtariVectorEnv in C++."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import numpy as np
+
+from mpirl.emulators.base import EmulatorBatch, Frame
+from mpirl.errors import UserError
+from mpirl.specs import ArraySpec, Specs, StepType
+from mpirl.trajectory import NO_SEED
+
+NOOP = 0  # in the minimal and in the full action set
+
+
+class AtariLanes(EmulatorBatch):
+    """N lanes of an Atari game. A step is `frame_skip` frames, the observation the maximum of the last two.
+
+    Observation: uint8 [height, width], or [height, width, 3] with `grayscale` off. Rewards are the raw score.
+
+    game: as in `pong`, `SpaceInvaders` or `space_invaders`.
+    repeat_action_probability: that a frame repeats the frame before's action ("sticky actions").
+    full_action_space: all 18 actions; off, those that the game knows.
+    noop_max: an episode starts with fewer than this many frames without action, drawn at random.
+    use_fire_reset: FIRE is pressed once at the start of an episode, in games that have it.
+    life_loss: with every observation comes `lives`, int32, for algorithms that treat a lost life as an end.
+    max_episode_frames: an episode is truncated after this many frames.
+    reseed_every: seeding loads the ROM again (90 ms; an episode's start takes 5 ms), so it is done once in a while.
+    num_threads: that step the lanes of this rank.
+    """
+
+    def __init__(
+        self,
+        num_lanes: int,
+        game: str,
+        *,
+        repeat_action_probability: float,
+        full_action_space: bool,
+        noop_max: int,
+        use_fire_reset: bool,
+        life_loss: bool,
+        frame_skip: int = 4,
+        max_episode_frames: int = 108_000,
+        height: int = 84,
+        width: int = 84,
+        grayscale: bool = True,
+        reseed_every: int = 32,
+        num_threads: int = 1,
+    ):
+        if not 0.0 <= repeat_action_probability <= 1.0:
+            raise UserError(f"emulator.repeat_action_probability={repeat_action_probability}: write a probability, 0 to 1")
+        _check_at_least(0, noop_max=noop_max)
+        _check_at_least(1, frame_skip=frame_skip, max_episode_frames=max_episode_frames, height=height, width=width)
+        _check_at_least(1, reseed_every=reseed_every, num_threads=num_threads)
+        self.num_lanes = num_lanes
+        self.reseed_every = reseed_every
+        self._environment = _make(
+            game,
+            num_envs=max(num_lanes, 1),  # 0 crashes ale-py, and a rank without lanes needs the specs too
+            frameskip=frame_skip,
+            repeat_action_probability=repeat_action_probability,
+            full_action_space=full_action_space,
+            noop_max=noop_max,
+            use_fire_reset=use_fire_reset,
+            max_num_frames_per_episode=max_episode_frames,
+            img_height=height,
+            img_width=width,
+            grayscale=grayscale,
+            num_threads=num_threads,
+            stack_num=1,
+            reward_clipping=False,  # on by default; it hides the score
+            episodic_life=False,  # would restart the whole game at every lost life
+        )
+        self._num_actions = int(self._environment.single_action_space.n)
+        shape = (height, width) if grayscale else (height, width, 3)
+        self.specs = Specs(
+            observation={"observation": ArraySpec(shape, "uint8", low=0.0, high=255.0)},
+            action=ArraySpec((), "int64", num_values=self._num_actions),
+            extras={"lives": ArraySpec((), "int32")} if life_loss else {},
+        )
+        if num_lanes == 0:
+            self.close()
+        self._ended = np.zeros(num_lanes, bool)
+        self._picture: np.ndarray | None = None  # [N, height, width(, 3)]
+
+    def reset(self, seed: np.ndarray, out: Frame) -> None:
+        if self.num_lanes == 0:
+            return
+        observation, info = self._environment.reset(seed=np.asarray(seed, np.int64))
+        self._ended = np.zeros(self.num_lanes, bool)
+        self._write(observation, info, out)
+        out.step_type[:], out.reward[:], out.discount[:] = StepType.FIRST, 0.0, 1.0
+
+    def step(self, action: np.ndarray, seed: np.ndarray, out: Frame) -> None:
+        if self.num_lanes == 0:
+            return
+        begins = self._ended
+        action = np.where(begins, NOOP, action).astype(np.int64)
+        # ale-py never returns from a step with an action that the game does not have.
+        assert 0 <= action.min() and action.max() < self._num_actions, f"actions {action} of {self._num_actions}"
+        # Lanes that ended begin a new episode here, by ale-py's own autoreset. It cannot seed: those due for a seed
+        # begin once more, which leaves the other lanes as they are.
+        observation, reward, terminated, truncated, info = self._environment.step(action)
+        seeded = begins & (np.asarray(seed) != NO_SEED)
+        if seeded.any():
+            seeds = np.asarray(seed, np.int64)[seeded]
+            observation, info = self._environment.reset(seed=seeds, options={"reset_mask": seeded})
+        self._ended = terminated | truncated
+        self._write(observation, info, out)
+        out.step_type[:] = np.where(begins, StepType.FIRST, np.where(self._ended, StepType.LAST, StepType.MID))
+        out.reward[:] = np.where(begins, 0.0, reward)
+        out.discount[:] = np.where(terminated, 0.0, 1.0)
+
+    def _write(self, observation: np.ndarray, info: dict[str, np.ndarray], out: Frame) -> None:
+        self._picture = observation[:, 0]  # [N, 1, height, width(, 3)] is a stack of one
+        out.observation["observation"][:] = self._picture
+        if "lives" in self.specs.extras:
+            out.extras["lives"][:] = info["lives"]
+
+    def render(self, lane: int) -> np.ndarray | None:
+        if self._picture is None:
+            return None
+        picture = self._picture[lane]
+        return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
+
+    def close(self) -> None:
+        self._environment = None  # its threads end when it is freed
+
+
+def _check_at_least(least: int, **settings: int) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"emulator.{name}={value}: write a whole number, at least {least}")
+
+
+def _make(game: str, **settings: Any) -> Any:
+    try:
+        from ale_py.roms import get_all_rom_ids
+        from ale_py.vector_env import AtariVectorEnv
+    except ImportError as error:
+        raise UserError(f"the Atari emulator needs ale-py ({error}): pip install 'mpirl[atari]'") from error
+    return AtariVectorEnv(_rom(game, get_all_rom_ids()), **settings)
+
+
+def _rom(game: str, known: list[str]) -> str:
+    """The ROM's name of a game in any spelling: Pong, SpaceInvaders, space_invaders, space-invaders."""
+    names = {_letters(name): name for name in known}
+    if _letters(game) in names:
+        return names[_letters(game)]
+    close = [names[match] for match in difflib.get_close_matches(_letters(game), names)]
+    hint = f"close names: {', '.join(close)}" if close else f"known games: {', '.join(sorted(known))}"
+    raise UserError(f"emulator.game={game}: no such Atari game; {hint}")
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", str(name).lower())

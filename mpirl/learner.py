@@ -1,0 +1,135 @@
+"""The learner, rank 0's side: takes batches in, learns from them, publishes weights, and keeps the accounts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mpirl import seeds
+from mpirl.accounts import Accounts
+from mpirl.algorithms.base import Algorithm
+from mpirl.archive.base import ArchiveWriter
+from mpirl.device import DeviceBatch, PublishedWeights
+from mpirl.episodes import EpisodeTracker
+from mpirl.observers.base import Report
+from mpirl.schedule import Command
+from mpirl.timing import IterationTimes
+from mpirl.trajectory import Trajectory, is_step
+
+FORMAT = 1
+
+
+class Learner:
+    """Owns the algorithm and the batch. `iteration`, `version` and `steps` count what has been learned.
+
+    weights: what is broadcast. batch: all workers' lanes, filled by the gather. begin is called before learning (it
+    sets this rank's threads).
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        weights: PublishedWeights,
+        batch: Trajectory,
+        device_batch: DeviceBatch,
+        archive: ArchiveWriter | None,
+        episodes: EpisodeTracker,
+        run_seed: int,
+        total_steps: int,
+        begin: Callable[[], None] = lambda: None,
+    ):
+        self.algorithm, self.batch, self.archive = algorithm, batch, archive
+        self.episodes, self.run_seed, self.total_steps = episodes, run_seed, total_steps
+        self.accounts = Accounts()
+        self.times = IterationTimes()
+        self.iteration = self.version = self.steps = 0
+        self.elapsed = 0.0  # seconds of training, over all restarts
+        self._weights, self._device_batch, self._begin = weights, device_batch, begin
+        self._collected_before = 0
+        self._steps_before, self._started = 0, time.perf_counter()
+        self._finished_rows: list[dict[str, Any]] = []
+        self._stats: dict[str, float] = {}
+
+    def take(self, command: Command) -> None:
+        """Take the gathered batch into the accounts, the episodes and the archive."""
+        gathered = int(np.count_nonzero(is_step(self.batch["step_type"])))
+        self.accounts.gathered += gathered
+        self.accounts.collected = self._collected_before + int(self.batch["collected"].sum())
+        self.steps += gathered
+        self._finished_rows = self.episodes.update(command.iteration, self.batch)
+        if self.archive:
+            self.archive.write(command.iteration, self.version, self.batch, self._finished_rows)
+            self.accounts.archived += gathered
+        self.times.lap("archive")
+
+    def learn(self, command: Command) -> None:
+        """One update of the algorithm from the batch; raises FloatingPointError when training has diverged."""
+        self._begin()
+        batch = self._device_batch.load(
+            progress=min(1.0, self.accounts.learned / self.total_steps),
+            random=seeds.generator(self.run_seed, seeds.LEARNING, command.iteration),
+        )
+        self._stats = dict(self.algorithm.learn(batch))
+        learned = int(self._stats.pop("learned"))
+        gathered = int(np.count_nonzero(is_step(self.batch["step_type"])))
+        self.accounts.learned += learned
+        self.accounts.drop(gathered - learned, "not used by the algorithm")
+        self.accounts.check(archived=self.archive is not None)
+        self._weights.publish()
+        self.iteration, self.version = command.iteration, self.version + 1
+        self.times.lap("learn")
+
+    def report(self, command: Command, evaluation: Mapping[str, float] | None) -> Report:
+        """What the observers see of the iteration; ends its times."""
+        seconds = self.times.close()
+        since = time.perf_counter() - self._started
+        new_steps = self.steps - self._steps_before
+        return Report(
+            iteration=command.iteration,
+            steps=self.steps,
+            total_steps=self.total_steps,
+            version=self.version,
+            lag=command.lag,
+            seconds=seconds,
+            elapsed=self.elapsed + since,
+            fps=new_steps / max(since, 1e-9),
+            stats=self._stats,
+            episodes=self._finished_rows,
+            num_episodes=self.episodes.finished,
+            mean_return=self.episodes.mean_return,
+            mean_length=self.episodes.mean_length,
+            accounts=self.accounts,
+            evaluation=evaluation,
+        )
+
+    def close(self) -> None:
+        """Bring the archive to disk."""
+        if self.archive:
+            self.archive.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; tensors and plain values only."""
+        return {
+            "format": FORMAT,
+            "weights": self._weights.flat.vector.detach().cpu().clone(),
+            "algorithm": self.algorithm.state_dict(),
+            "episodes": self.episodes.state_dict(),
+            "accounts": self.accounts.state_dict(),
+            "iteration": self.iteration,
+            "version": self.version,
+            "steps": self.steps,
+            "elapsed": self.elapsed + time.perf_counter() - self._started,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._weights.load(state["weights"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.episodes.load_state_dict(state["episodes"])
+        self.accounts = Accounts.from_state(state["accounts"])
+        self._collected_before = self.accounts.collected
+        self.iteration, self.version, self.steps = state["iteration"], state["version"], state["steps"]
+        self._steps_before, self.elapsed = self.steps, state["elapsed"]

@@ -1,0 +1,68 @@
+"""The contract of a model: a torch module from observations to action parameters and values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """parameters: [B, A] float32, of the action distribution. value: [B] float32."""
+
+    parameters: Tensor
+    value: Tensor
+
+
+class Distribution(ABC):
+    """A family of action distributions, as pure functions of its parameters [B, A]."""
+
+    num_parameters: int
+    noise_size: int
+    """Numbers of noise that one sample takes."""
+    noise_kind: str
+    """"uniform" (in [0, 1)) or "normal": the noise that `sample` takes."""
+
+    @abstractmethod
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        """Actions [B, ...] from noise float32 [B, noise_size]; a deterministic function of both."""
+
+    @abstractmethod
+    def mode(self, parameters: Tensor) -> Tensor:
+        """The most likely actions [B, ...]."""
+
+    @abstractmethod
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        """Log-probabilities (densities) [B] of actions [B, ...]."""
+
+    @abstractmethod
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """Entropies [B]."""
+
+
+class Model(nn.Module):
+    """Observations to outputs. Subclasses take (specs, **settings) and set the attributes.
+
+    `frame_stack` is the number of latest frames in an observation it is given: frames [B, k, ...] oldest first where
+    k = frame_stack > 1, and plain observations [B, ...] where it is 1.
+    All parameters and floating-point buffers are float32: they travel as one flat vector.
+    """
+
+    frame_stack: int = 1
+    core_size: int = 0
+    distribution: Distribution
+
+    def forward(self, observation: Mapping[str, Tensor], step_type: Tensor, core: Tensor) -> tuple[Output, Tensor]:
+        """Outputs and next recurrent state.
+
+        observation: {field: [B, (k,) ...]} in the emulator's dtype. step_type: uint8 [B]; a recurrent model zeroes its
+        state at FIRST. core: float32 [B, core_size].
+        """
+        raise NotImplementedError
+
+    def initial(self, num_lanes: int) -> Tensor:
+        """The recurrent state of new lanes, float32 [num_lanes, core_size]."""
+        return torch.zeros(num_lanes, self.core_size)

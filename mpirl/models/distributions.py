@@ -1,0 +1,94 @@
+"""Action distributions: categorical for discrete actions, a diagonal Gaussian for continuous ones.
+
+They are pure functions of their parameters and compute in float32 whatever precision the parameters come in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mpirl.errors import UserError
+from mpirl.models.base import Distribution
+from mpirl.specs import ArraySpec
+
+
+class Categorical(Distribution):
+    """Actions 0 .. num_values - 1; the parameters [B, num_values] are logits (unnormalised log-probabilities)."""
+
+    noise_size = 1
+    noise_kind = "uniform"
+
+    def __init__(self, num_values: int, dtype: torch.dtype = torch.int64):
+        self.num_parameters = num_values
+        self.dtype = dtype
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        """Invert the cumulative distribution at noise uniform in [0, 1); actions [B]."""
+        cumulative = parameters.float().softmax(-1).cumsum(-1)
+        # Scaling by the last sum, which rounding leaves near 1, keeps actions of probability 0 out of reach.
+        return (cumulative <= noise.float() * cumulative[:, -1:]).sum(-1).to(self.dtype)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return parameters.argmax(-1).to(self.dtype)
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        return parameters.float().log_softmax(-1).gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        log_prob = parameters.float().log_softmax(-1)
+        # A logit of -inf (an impossible action) contributes 0, not 0 * -inf.
+        return -(log_prob.exp() * log_prob.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
+
+
+class DiagonalGaussian(Distribution):
+    """Real vectors with independent components; the parameters [B, 2 D] are D means, then D log standard deviations."""
+
+    noise_kind = "normal"
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32):
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.noise_size = math.prod(self.shape)
+        self.num_parameters = 2 * self.noise_size
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = self._split(parameters)
+        return self._shaped(mean + log_std.exp() * noise.float())
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return self._shaped(self._split(parameters)[0])
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        mean, log_std = self._split(parameters)
+        deviation = (action.float().reshape(mean.shape) - mean) * (-log_std).exp()
+        return (-0.5 * deviation.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        return (self._split(parameters)[1] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def std(self, parameters: Tensor) -> Tensor:
+        """Standard deviations [B, D]."""
+        return self._split(parameters)[1].exp()
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = parameters.float().split(self.noise_size, -1)
+        return mean, log_std
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        return flat.reshape(-1, *self.shape).to(self.dtype)
+
+
+def distribution_for(action: ArraySpec) -> Distribution:
+    """The distribution over actions of this spec; sampled actions have its shape and dtype."""
+    dtype = getattr(torch, action.dtype, None)
+    if action.is_discrete and dtype is not None:
+        return Categorical(action.num_values, dtype)
+    if dtype is not None and dtype.is_floating_point:
+        return DiagonalGaussian(action.shape, dtype)
+    raise UserError(
+        f"no action distribution for actions of shape {action.shape} and dtype {action.dtype}: "
+        "use a discrete action (num_values set) or a floating-point array, or give the emulator a wrapper that does"
+    )

@@ -1,0 +1,1 @@
+"""Observers: they read results and never communicate. The contract is in `base`."""

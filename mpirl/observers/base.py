@@ -1,0 +1,60 @@
+"""The contract of an observer: it reads the report of every iteration and never communicates."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mpirl.accounts import Accounts
+
+
+@dataclass(frozen=True)
+class Report:
+    """One iteration, after it ended.
+
+    seconds: by phase (broadcast, collect, gather, archive, learn, evaluate, save, other); "iteration" is their sum.
+    elapsed: seconds of training over all restarts. fps: true steps per second since this start. stats: the algorithm's.
+    episodes: rows of the episodes that ended now. mean_return, mean_length: over the last 100, None before the first.
+    evaluation: mean_reward, std_reward, mean_ep_length, episodes, or None when there was none.
+    """
+
+    iteration: int
+    steps: int
+    total_steps: int
+    version: int
+    lag: int
+    seconds: Mapping[str, float]
+    elapsed: float
+    fps: float
+    stats: Mapping[str, float]
+    episodes: list[dict[str, Any]]
+    num_episodes: int
+    mean_return: float | None
+    mean_length: float | None
+    accounts: Accounts
+    evaluation: Mapping[str, float] | None
+
+    @property
+    def eta(self) -> float:
+        """Seconds that the remaining steps take at the present speed."""
+        return max(0, self.total_steps - self.steps) / max(self.fps, 1e-9)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. state: "finished" (all steps done), "stopped" (saved, can resume) or "failed"."""
+
+    state: str
+    reason: str
+
+
+class Observer(ABC):
+    """Subclasses override what they need."""
+
+    def observe(self, report: Report) -> None:
+        """See an iteration."""
+
+    def close(self, outcome: Outcome) -> None:
+        """See the end. Called once, also after a failure."""

@@ -1,0 +1,50 @@
+"""TensorBoard logs with Stable-Baselines3's tags; the x axis is environment steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mpirl.observers.base import Observer, Outcome, Report
+
+
+class TensorBoard(Observer):
+    """Writes event files to `directory`; what earlier files have from `purge_step` on is void."""
+
+    def __init__(self, directory: Path, purge_step: int | None = None):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
+
+    def observe(self, report: Report) -> None:
+        for tag, value in scalars(report):
+            self._writer.add_scalar(tag, value, report.steps)
+
+    def close(self, outcome: Outcome) -> None:
+        self._writer.close()
+
+
+def scalars(report: Report) -> Iterator[tuple[str, float]]:
+    """Tags and values of a report."""
+    if report.mean_return is not None and report.mean_length is not None:
+        yield "rollout/ep_rew_mean", report.mean_return
+        yield "rollout/ep_len_mean", report.mean_length
+    yield "rollout/episodes", report.num_episodes
+    yield "time/fps", report.fps
+    yield "time/iterations", report.iteration
+    yield "time/time_elapsed", report.elapsed
+    yield "time/total_timesteps", report.steps
+    for name, value in report.stats.items():
+        yield f"train/{name}", value
+    for name, value in (report.evaluation or {}).items():
+        yield f"eval/{name}", value
+    for phase, seconds in report.seconds.items():
+        yield f"seconds/{phase}", seconds
+    yield "learner/version", report.version
+    yield "learner/lag", report.lag
+    accounts = report.accounts
+    for name in ("collected", "gathered", "learned", "archived"):
+        yield f"accounts/{name}", getattr(accounts, name)
+    yield "accounts/dropped", sum(accounts.dropped.values())
+    for reason, steps in accounts.dropped.items():
+        yield f"accounts/dropped_{reason.replace(' ', '_')}", steps

@@ -1,0 +1,1 @@
+"""Policies: how a worker chooses actions. The contract is in `base`."""

@@ -1,0 +1,235 @@
+"""What a rank is: the learner, or a worker. Every rank takes its role from the same config and the same plan."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpirl import seeds
+from mpirl.agreement import agree
+from mpirl.archive.base import ArchiveWriter
+from mpirl.build import build, settings_of
+from mpirl.checkpoint import Checkpoints
+from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, choose_device, choose_precision, pinned
+from mpirl.emulators.base import EmulatorBatch
+from mpirl.emulators.lanes import make_lanes
+from mpirl.episodes import EpisodeTracker, first_episodes
+from mpirl.errors import AgreedError, UserError
+from mpirl.learner import Learner
+from mpirl.models.base import Distribution, Model
+from mpirl.placement import Plan, RankInfo, make_plan, single_threaded
+from mpirl.policies.local import LocalPolicy
+from mpirl.specs import Specs
+from mpirl.trajectory import Layout, Trajectory
+from mpirl.transport.base import Group
+from mpirl.weights import FlatWeights
+from mpirl.worker import Lanes, Worker
+
+MODEL_LOCK = threading.Lock()  # ranks that are threads share torch's random state
+EVALUATION_STEPS = 32
+
+
+@dataclass
+class Role:
+    """One rank's parts. learner, batch and checkpoints on rank 0; worker, evaluator and trajectory elsewhere.
+
+    weights: float32 [P], the broadcast's buffer. lanes: of every rank.
+    """
+
+    plan: Plan
+    layout: Layout
+    precision: str
+    weights: np.ndarray
+    episodes_per_lane: int
+    learner: Learner | None = None
+    worker: Worker | None = None
+    evaluator: Worker | None = None
+    trajectory: Trajectory | None = None
+    batch: Trajectory | None = None
+    checkpoints: Checkpoints | None = None
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        return self.plan.lanes
+
+    def close(self) -> None:
+        """Bring the archive to disk, close the emulators."""
+        for part in (self.learner, self.worker, self.evaluator):
+            if part:
+                part.close()
+
+
+def plan_world(config: Mapping[str, Any], group: Group) -> Plan:
+    """* Exchange what every rank sees of itself, and plan."""
+    plan = make_plan(group.exchange(RankInfo.here(group.rank, group.host)), config["placement"])
+    group.patient = plan.patient[group.rank]
+    return plan
+
+
+def take_role(
+    config: Mapping[str, Any],
+    group: Group,
+    plan: Plan,
+    state: Mapping[str, Any] | None = None,
+    open_archive: Callable[[Layout], ArchiveWriter | None] = lambda layout: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Role:
+    """* Build this rank's parts. On rank 0, `state` is a checkpoint's to go on from, and `open_archive` makes the writer.
+
+    `say` takes lines for this rank's log.
+    Mistakes in the config that a rank meets here are raised on all ranks alike.
+    """
+    emulator, specs = agree_on_emulator(config, group, plan)
+    model, layout = agree(group, lambda: make_model(config, specs))[0]
+    if is_small(model):
+        plan = single_threaded(plan, config["placement"])
+    threads = partial(torch.set_num_threads, plan.threads[group.rank])
+    threads()
+    device = choose_device(config["device"]) if group.rank == 0 else torch.device("cpu")
+    precision = group.exchange(choose_precision(config["precision"], model, specs, device) if group.rank == 0 else None)[0]
+    last_id = group.exchange(state["episodes"]["last_id"] if state else [])[0]
+    role = Role(plan, layout, precision, np.empty(0), -(-config["evaluation"]["episodes"] // plan.lanes_total))
+    if group.rank == 0:
+        agree(group, lambda: add_learner(role, config, group, model, device, threads, state, open_archive))
+    else:
+        agree(group, lambda: add_worker(role, config, group, emulator, model, threads, last_id, say))
+    return role
+
+
+def add_learner(
+    role: Role,
+    config: Mapping[str, Any],
+    group: Group,
+    model: Model,
+    device: torch.device,
+    threads: Callable[[], None],
+    state: Mapping[str, Any] | None,
+    open_archive: Callable[[Layout], ArchiveWriter | None],
+) -> None:
+    """Rank 0's parts."""
+    layout, plan = role.layout, role.plan
+    autocast = autocast_for(device, role.precision)
+    weights = PublishedWeights(FlatWeights(model.to(device)))
+    role.checkpoints = Checkpoints(Path(config["run_dir"]) / "checkpoints", config["checkpoint"]["keep"])
+    role.batch = Trajectory.allocate(layout, plan.lanes_total, pinned(device))
+    role.learner = Learner(
+        algorithm=build(config["algorithm"], "algorithm", model=model, specs=layout.specs),
+        weights=weights,
+        batch=role.batch,
+        device_batch=DeviceBatch(role.batch, model, device, autocast),
+        archive=open_archive(layout),
+        episodes=EpisodeTracker(plan.lane_rank),
+        run_seed=config["seed"],
+        total_steps=config["total_steps"],
+        begin=threads,
+    )
+    if state:
+        role.learner.load_state_dict(state)
+    group.stopwatch = role.learner.times
+    role.weights = weights.array
+
+
+def add_worker(
+    role: Role,
+    config: Mapping[str, Any],
+    group: Group,
+    emulator: EmulatorBatch | None,
+    model: Model,
+    threads: Callable[[], None],
+    last_id: list[int],
+    say: Callable[[str], None],
+) -> None:
+    """A worker's parts. The evaluator has lanes of its own, made when first needed."""
+    assert emulator is not None
+    layout, plan, num_lanes = role.layout, role.plan, role.plan.lanes[group.rank]
+    weights = FlatWeights(model)
+    policy = LocalPolicy(model, autocast_for(torch.device("cpu"), role.precision), tuple(layout.extras))
+    first = plan.first_lane(group.rank)
+    index = first_episodes(last_id, plan.lanes_total)[first : first + num_lanes]
+    lanes = Lanes(first, plan.lanes_total, index, config["seed"], emulator.reseed_every)
+
+    def begin() -> None:
+        threads()
+        policy.refresh()
+
+    make_worker = partial(Worker, policy=policy, begin=begin, alive=group.heartbeat)
+    role.trajectory = Trajectory.allocate(layout, num_lanes)
+    role.worker = make_worker(emulator, trajectory=role.trajectory, lanes=lanes, noise=partial(draw_noise, model.distribution), say=say)
+    short = replace(layout, steps=EVALUATION_STEPS)
+    role.evaluator = make_worker(
+        LazyEmulator(emulator, lambda: make_emulator(config, num_lanes)),
+        trajectory=Trajectory.allocate(short, num_lanes),
+        lanes=replace(lanes, index=np.zeros(num_lanes, np.int64), stream=seeds.EVALUATION),
+        noise=None,
+    )
+    role.weights = weights.array
+
+
+class LazyEmulator(EmulatorBatch):
+    """A second batch of emulators like `twin`, made at the first reset."""
+
+    def __init__(self, twin: EmulatorBatch, make: Callable[[], EmulatorBatch]):
+        self.specs, self.num_lanes, self.reseed_every = twin.specs, twin.num_lanes, twin.reseed_every
+        self._make, self._batch = make, None
+
+    def reset(self, seed, out) -> None:
+        self._batch = self._batch or self._make()
+        self._batch.reset(seed, out)
+
+    def step(self, action, seed, out) -> None:
+        assert self._batch is not None
+        self._batch.step(action, seed, out)
+
+    def close(self) -> None:
+        if self._batch:
+            self._batch.close()
+
+
+def is_small(model: Model) -> bool:
+    """Whether the model's arithmetic is too little to be worth splitting over threads."""
+    return sum(parameter.numel() for parameter in model.parameters()) < 100_000
+
+
+def draw_noise(distribution: Distribution, generator: np.random.Generator, steps: int) -> np.ndarray:
+    """The noise that the actions of one lane take, float32 [steps, noise_size]."""
+    shape = (steps, distribution.noise_size)
+    if distribution.noise_kind == "normal":
+        return generator.standard_normal(shape, np.float32)
+    return generator.random(shape, np.float32)
+
+
+def make_emulator(config: Mapping[str, Any], num_lanes: int) -> EmulatorBatch:
+    target, settings = settings_of(config["emulator"], "emulator", ("num_lanes",))
+    return make_lanes(target, num_lanes, settings)
+
+
+def make_model(config: Mapping[str, Any], specs: Specs) -> tuple[Model, Layout]:
+    """The model, initialised by the run's seed alike on every rank, and the layout of the trajectories it works on."""
+    algorithm, _ = settings_of(config["algorithm"], "algorithm", ("model", "specs"))
+    with MODEL_LOCK:
+        torch.manual_seed(seeds.episode_seed(config["seed"], 0, seeds.MODEL))
+        model = build(config["model"], "model", specs=specs)
+    if config["steps"] < 1:
+        raise UserError(f"steps={config['steps']}: write the number of steps per lane and iteration, 1 or more")
+    extras = algorithm.extras(specs)
+    return model, Layout(specs, config["steps"], context=model.frame_stack - 1, core=model.core_size, extras=extras)
+
+
+def agree_on_emulator(config: Mapping[str, Any], group: Group, plan: Plan) -> tuple[EmulatorBatch | None, Specs]:
+    """* Make the workers' emulators and agree on their specs."""
+    make = lambda: make_emulator(config, plan.lanes[group.rank]) if group.rank else None
+    emulator, all_specs = agree(group, make, lambda made: made.specs if made else None)
+    for rank in range(2, group.size):
+        if all_specs[rank] != all_specs[1]:
+            raise AgreedError(
+                f"the emulators differ: rank 1 on {plan.hosts[1]} has {all_specs[1]}, "
+                f"rank {rank} on {plan.hosts[rank]} has {all_specs[rank]}; all workers need the same specs"
+            )
+    return emulator, all_specs[1]

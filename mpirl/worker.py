@@ -1,0 +1,187 @@
+"""A worker: lanes of emulators, a policy, and `collect`, which plays T steps in every lane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpirl import seeds
+from mpirl.emulators.base import EmulatorBatch, Frame
+from mpirl.models.stacking import next_age, stack_at
+from mpirl.policies.base import Decision, Policy
+from mpirl.schedule import Command
+from mpirl.specs import StepType
+from mpirl.trajectory import NO_SEED, Trajectory
+
+Noise = Callable[[np.random.Generator, int], np.ndarray]
+"""(generator, T) -> float32 [T, noise_size]: the randomness of one lane's actions."""
+
+
+@dataclass
+class Lanes:
+    """The global lanes that a worker plays: numbers first .. first + n - 1 out of `total`, and their episodes.
+
+    index: int64 [n], which episode each lane is in; episode k of lane j has id j + k * total. stream: of the seeds.
+    """
+
+    first: int
+    total: int
+    index: np.ndarray
+    run_seed: int
+    reseed_every: int
+    stream: int = seeds.EPISODE
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Global lane numbers, int64 [n]."""
+        return self.first + np.arange(len(self.index))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the present episodes, int64 [n]."""
+        return self.numbers + self.index * self.total
+
+    def seeds(self) -> np.ndarray:
+        """A seed for every lane's present episode, int64 [n]."""
+        return np.array([self._seed(lane) for lane in range(len(self.index))], np.int64)
+
+    def advance(self, ended: np.ndarray) -> np.ndarray:
+        """Go to the next episode where `ended` (bool [n]); their seeds where they are at a seed point, else NO_SEED."""
+        self.index[ended] += 1
+        seeded = np.full(len(self.index), NO_SEED, np.int64)
+        for lane in np.flatnonzero(ended & (self.index % self.reseed_every == 0)):
+            seeded[lane] = self._seed(lane)
+        return seeded
+
+    def _seed(self, lane: int) -> int:
+        return seeds.episode_seed(self.run_seed, int(self.ids[lane]), self.stream)
+
+
+class Worker:
+    """Fills `trajectory` (N lanes x T steps) anew with every `collect`.
+
+    noise: None acts greedily. begin is called before a collect (it sets this rank's threads), alive at every step, so
+    that the group knows this rank is at work; say takes a line for this rank's log.
+    """
+
+    def __init__(
+        self,
+        emulator: EmulatorBatch,
+        policy: Policy,
+        trajectory: Trajectory,
+        lanes: Lanes,
+        noise: Noise | None,
+        begin: Callable[[], None] = lambda: None,
+        alive: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.emulator, self.policy, self.trajectory, self.lanes = emulator, policy, trajectory, lanes
+        self._noise, self._begin, self._alive, self._say = noise, begin, alive, say
+        self._age = np.zeros(trajectory.num_lanes, np.int64)  # observations since FIRST
+        self._frames = [self._frame(t) for t in range(trajectory.layout.steps + 1)]
+        self._collected = np.zeros(trajectory.num_lanes, np.int64)  # true steps, counted as they are made
+        self._core = np.zeros_like(trajectory["core"])  # recurrent state [N, S]
+        self._started = False
+
+    def collect(self, command: Command) -> None:
+        """Play T steps in every lane with the weights that the policy's model holds now."""
+        trajectory, T = self.trajectory, self.trajectory.layout.steps
+        if not trajectory.num_lanes:
+            return self._alive()
+        start = time.perf_counter()
+        self._begin()
+        self._carry_over() if self._started else self._start()
+        trajectory["version"][:] = command.version
+        trajectory["core"][:] = self._core
+        noise = self._draw(command.iteration)  # [T, N, noise_size]
+        for t in range(T):
+            self._act(t, noise[t])
+            self._step(t)
+            self._alive()
+        for name, values in self._decide(T, noise[0]).extras.items():  # o_T bootstraps
+            trajectory[name][:, T] = values
+        trajectory["collected"][:] = self._collected
+        self._say(
+            f"iteration {command.iteration} version {command.version}: {self._collected.sum():,} steps so far, "
+            f"collected in {time.perf_counter() - start:.3f} s"
+        )
+
+    def restart(self) -> None:
+        """Begin anew with episode 0 in every lane at the next collect."""
+        self.lanes.index[:] = 0
+        self._age[:] = 0
+        self._core[:] = 0
+        self._started = False
+
+    def close(self) -> None:
+        """Close the emulators."""
+        self.emulator.close()
+
+    def _start(self) -> None:
+        """Seed and reset every lane; the frame is o_0, its context empty."""
+        trajectory, seeded = self.trajectory, self.lanes.seeds()
+        for array in trajectory.observation.values():
+            array[:, : trajectory.layout.context] = 0
+        self.emulator.reset(seeded, self._frames[0])
+        trajectory["episode"][:, 0] = self.lanes.ids
+        trajectory["seed"][:, 0] = seeded
+        self._started = True
+
+    def _carry_over(self) -> None:
+        """The last observation of the trajectory before becomes o_0, with its context of frames of the same episode."""
+        trajectory, T, context = self.trajectory, self.trajectory.layout.steps, self.trajectory.layout.context
+        for array in trajectory.observation.values():
+            array[:, : context + 1] = stack_at(array, T, self._age, context + 1).reshape(array[:, : context + 1].shape).copy()
+        for name in ("step_type", "episode", "seed", *trajectory.layout.specs.extras):
+            trajectory[name][:, 0] = trajectory[name][:, T]
+
+    def _act(self, t: int, noise: np.ndarray | None) -> None:
+        trajectory = self.trajectory
+        decision = self._decide(t, noise)
+        seam = trajectory["step_type"][:, t] == StepType.LAST
+        trajectory["action"][:, t] = decision.action
+        trajectory["log_prob"][:, t] = np.where(seam, 0, decision.log_prob)
+        for name, values in decision.extras.items():
+            trajectory[name][:, t] = values
+        self._core = decision.core
+
+    def _decide(self, t: int, noise: np.ndarray | None) -> Decision:
+        return self.policy.act(self._observation(t), self.trajectory["step_type"][:, t], self._core, noise)
+
+    def _step(self, t: int) -> None:
+        trajectory = self.trajectory
+        ended = trajectory["step_type"][:, t] == StepType.LAST
+        seeded = self.lanes.advance(ended)
+        self._collected += ~ended
+        self.emulator.step(trajectory["action"][:, t], seeded, self._frames[t + 1])
+        trajectory["episode"][:, t + 1] = self.lanes.ids
+        trajectory["seed"][:, t + 1] = seeded
+        self._age = next_age(self._age, trajectory["step_type"][:, t + 1])
+
+    def _observation(self, t: int) -> dict[str, np.ndarray]:
+        """Model inputs {field: [N, (k,) ...]} at time t; frames before the episode's FIRST are zero."""
+        frame_stack = self.trajectory.layout.context + 1
+        return {name: stack_at(array, t, self._age, frame_stack) for name, array in self.trajectory.observation.items()}
+
+    def _draw(self, iteration: int) -> Sequence[np.ndarray | None]:
+        """All randomness of this iteration's actions: a function of (run seed, global lane, iteration)."""
+        T, run_seed = self.trajectory.layout.steps, self.lanes.run_seed
+        if self._noise is None:
+            return [None] * T
+        generators = (seeds.generator(run_seed, seeds.ACTION, int(lane), iteration) for lane in self.lanes.numbers)
+        return np.stack([self._noise(generator, T) for generator in generators], axis=1)
+
+    def _frame(self, t: int) -> Frame:
+        """Views of the trajectory that the emulator writes observation o_t and what came with it into."""
+        trajectory, before = self.trajectory, max(t - 1, 0)
+        context = trajectory.layout.context
+        return Frame(
+            observation={name: array[:, context + t] for name, array in trajectory.observation.items()},
+            step_type=trajectory["step_type"][:, t],
+            reward=trajectory["reward"][:, before],
+            discount=trajectory["discount"][:, before],
+            extras={name: trajectory[name][:, t] for name in trajectory.layout.specs.extras},
+        )

@@ -1,0 +1,115 @@
+"""NatureCNN: the folded first layer is the plain one, images of any layout work, and the right model is chosen."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mpirl.errors import UserError
+from mpirl.models.conv import NatureCNN, fold, model_for
+from mpirl.models.mlp import MLP
+from mpirl.specs import ArraySpec, Specs
+
+torch.set_num_threads(1)
+ACTION = ArraySpec((), "int64", num_values=3)
+
+
+def specs(*shape, dtype="uint8", **others):
+    image = {"observation.image": ArraySpec(shape, dtype)}
+    return Specs(image | {f"observation.{name}": spec for name, spec in others.items()}, ACTION)
+
+
+def frames(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def outputs(model, image, **others):
+    observation = {"observation.image": image} | {f"observation.{name}": value for name, value in others.items()}
+    return model(observation, torch.zeros(len(image), dtype=torch.uint8), model.initial(len(image)))[0]
+
+
+def slow_reference(model, images):
+    """The network as the paper draws it, on [B, channels, H, W] bytes."""
+    hidden = functional.relu(functional.conv2d(images.float() / 255, model.conv1.weight, model.conv1.bias, stride=4))
+    hidden = functional.relu(model.conv3(functional.relu(model.conv2(hidden))))
+    hidden = functional.relu(model.hidden(hidden.flatten(1)))
+    return model.heads(hidden, hidden)
+
+
+@pytest.mark.parametrize("size", [(84, 84), (36, 40), (37, 45)])
+def test_network_is_the_plain_one_in_values_and_gradients(size):
+    torch.manual_seed(0)
+    model = NatureCNN(specs(*size), hidden=32)
+    images = frames(5, 4, *size)
+    gradients = []
+    for output in (outputs(model, images), slow_reference(model, images)):
+        model.zero_grad()
+        (output.parameters.square().sum() * 100 + output.value.square().sum()).backward()
+        gradients.append(model.conv1.weight.grad)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(outputs(model, images), slow_reference(model, images), atol=1e-5, rtol=1e-5)
+
+
+def test_first_layer_keeps_the_standard_weight():
+    assert NatureCNN(specs(84, 84)).conv1.weight.shape == (32, 4, 8, 8)
+
+
+def test_fold_is_pixel_unshuffle_also_on_a_strided_view():
+    trajectory = frames(3, 9, 8, 12)
+    view = trajectory[:, 2:6]
+    assert torch.equal(fold(view), functional.pixel_unshuffle(view.contiguous(), 4))
+    assert torch.equal(fold(view.transpose(2, 3)), functional.pixel_unshuffle(view.transpose(2, 3).contiguous(), 4))
+
+
+def test_colour_channels_count_with_the_stack():
+    model = NatureCNN(specs(40, 44, 3), frame_stack=2, hidden=32)
+    images = frames(5, 2, 40, 44, 3)
+    expected = slow_reference(model, torch.cat([images[:, 0], images[:, 1]], -1).permute(0, 3, 1, 2))
+    torch.testing.assert_close(outputs(model, images), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(36, 36), (36, 36, 1)])
+def test_one_frame_comes_without_a_stack_axis(shape):
+    model = NatureCNN(specs(*shape), frame_stack=1, hidden=32)
+    expected = slow_reference(model, frames(2, 1, 36, 36))
+    torch.testing.assert_close(outputs(model, frames(2, *shape)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_fields_reach_the_output():
+    model = NatureCNN(specs(36, 36, speed=ArraySpec((2,), "float32")), frame_stack=2, hidden=16)
+    image = frames(2, 2, 36, 36)[:1].expand(2, -1, -1, -1)
+    value = outputs(model, image, speed=torch.tensor([[[0.0, 0], [0, 0]], [[0, 0], [9, 9]]])).value
+    assert value[0] != value[1]
+
+
+@pytest.mark.parametrize("size", [(84, 84), (37, 45)])
+def test_acting_copy_is_autocast_bit_for_bit(size):
+    torch.manual_seed(0)
+    model = NatureCNN(specs(*size, speed=ArraySpec((), "float32")), hidden=32)
+    image, speed = frames(3, 4, *size), torch.randn(3, 4)
+    acting = model.acting_copy(torch.bfloat16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected, output = outputs(model, image, speed=speed), outputs(acting, image, speed=speed)
+    assert torch.equal(output.parameters, expected.parameters) and torch.equal(output.value, expected.value)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("bad", [specs(84, 84, dtype="float32"), specs(3, 84, 84), specs(35, 84), specs(84)])
+def test_observations_without_an_image_are_refused(bad):
+    with pytest.raises(UserError, match="observation.image"):
+        NatureCNN(bad)
+
+
+def test_two_images_are_refused():
+    with pytest.raises(UserError, match="exactly one image"):
+        NatureCNN(specs(84, 84, second=ArraySpec((84, 84), "uint8")))
+
+
+def test_model_is_chosen_by_the_observation():
+    assert isinstance(model_for(specs(84, 84), hidden=8), NatureCNN)
+    assert isinstance(model_for(specs(84, dtype="float32"), hidden=[8]), MLP)
+    assert isinstance(model_for(specs(10, 5)), MLP)
+
+
+def test_unknown_settings_of_the_chosen_model_are_named():
+    with pytest.raises(UserError, match="model.activation; NatureCNN, chosen for this emulator, takes: frame_stack, hidden"):
+        model_for(specs(84, 84), activation="relu")

@@ -1,0 +1,263 @@
+"""The config: what the command line makes of it, mistakes in it, sweeps, and the configs of saved runs."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mpirl.config import CONFIGS, check, for_each_job
+from mpirl.errors import UserError
+
+GAME = """
+class Game:
+    def __init__(self, size: int = 3, speed: float = 1.0):
+        pass
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch, capsys):
+    """jobs("key=value", ...): the jobs of a command line in an empty folder, its exit code, and its messages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # which it was before the tests, too
+
+    def compose(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mpirl", *arguments])
+        found = []
+        try:
+            code = for_each_job(lambda job: found.append(job) or 0)
+        except SystemExit as left:
+            code = left.code
+        except UserError as error:
+            print(error)
+            code = 2
+        captured = capsys.readouterr()
+        return found, code, captured.out + captured.err
+
+    return compose
+
+
+@pytest.fixture
+def one(jobs):
+    """one("key=value", ...): the config of a command line that asks for one good run."""
+
+    def compose(*arguments):
+        found, code, messages = jobs(*arguments)
+        assert (code, messages, len(found)) == (0, "", 1)
+        return found[0].config
+
+    return compose
+
+
+@pytest.fixture
+def refused(jobs):
+    """refused("key=value", ...): the message of a command line that is a mistake; nothing runs."""
+
+    def compose(*arguments):
+        found, code, messages = jobs(*arguments)
+        assert code and not found
+        assert "Traceback" not in messages
+        return messages
+
+    return compose
+
+
+@pytest.fixture
+def saved(jobs):
+    """saved("key=value", ...): save the config of a command line in its run directory, as a run does; the config."""
+
+    def save(*arguments):
+        (job,) = jobs(*arguments)[0]
+        Path(job.config["run_dir"]).mkdir(parents=True)
+        (Path(job.config["run_dir"]) / "config.yaml").write_text(job.text)
+        return job.config
+
+    return save
+
+
+def test_a_config_is_plain_resolved_and_the_same_as_its_text(jobs):
+    (job,), code, _ = jobs("emulator=catch")
+    assert code == 0 and yaml.safe_load(job.text) == job.config
+    assert (job.config["name"], job.config["trial"], job.config["run_dir"]) == ("catch", "1", "runs/catch/1")
+    assert job.config["choices"] == {"algorithm": "ppo", "model": "auto", "emulator": "catch", "experiment": None}
+    assert "hydra" not in job.config and "${" not in job.text
+
+
+def test_composing_leaves_nothing_behind(one, tmp_path):
+    one("emulator=catch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_emulators_file_sets_what_suits_it_and_the_command_line_has_the_last_word(one):
+    assert one("emulator=catch")["total_steps"] == 50000
+    assert one("total_steps=77", "emulator=catch")["total_steps"] == 77
+    assert one("emulator=catch", "algorithm.learning_rate=0.5")["algorithm"]["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONFIGS / "emulator").glob("*.yaml")))
+def test_every_emulator_of_the_package_makes_a_good_config(one, option):
+    config = one(f"emulator={option}", *(["emulator.id=CartPole-v1"] if option == "gymnasium" else []))
+    assert config["choices"]["emulator"] == option and config["name"]
+
+
+def test_the_name_becomes_a_folders_name(one):
+    assert one("emulator=gymnasium", "emulator.id=ALE/Pong-v5")["run_dir"] == "runs/ALE-Pong-v5/1"
+    assert one("emulator=catch", "name='my game: 1'")["run_dir"] == "runs/my-game-1/1"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["totl_steps=3"], "unknown key 'totl_steps' (did you mean 'total_steps'?)"),
+        (["steps=abc"], "'abc' of type 'str' could not be converted to Integer"),
+        (["placement.lanes=[1,x]"], "could not be converted to Integer"),
+        (["emulator=ctach"], "Could not find 'emulator/ctach'"),
+        (["emulator=catch", "emulator.rwos=3"], "unknown key 'emulator.rwos' (did you mean 'emulator.rows'?)"),
+        (["emulator=catch", "model.hidden=[4]"], "'model.hidden' is no key of the chosen option: "),
+        (["emulator=catch", "+emulator.rwos=3"], "unknown key emulator.rwos (did you mean 'rows'?); mpirl.emulators.catch.Catch takes: rows"),
+        (["emulator=gymnasium"], "emulator.id is missing: add emulator.id=VALUE"),
+        (["emulator=catch", "trial=${nothing}"], "the config cannot be resolved"),
+        (["program=trian"], "program='trian' (did you mean 'train'?): choose one of train, evaluate"),
+    ],
+)
+def test_mistakes_are_told_in_one_message(refused, arguments, message):
+    messages = refused(*arguments)
+    assert messages.count(message) == 1, messages
+
+
+@pytest.fixture(scope="module")
+def good():
+    """A good config, made once."""
+    patch, found = pytest.MonkeyPatch(), []
+    with patch.context() as patched:
+        patched.setattr(sys, "argv", ["mpirl", "emulator=catch", "model=mlp"])
+        patched.setenv("HYDRA_FULL_ERROR", "")
+        for_each_job(lambda job: found.append(job) or 0)
+    return found[0].config
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("total_steps", 0, "total_steps=0: write 1 or more"),
+        ("seed", -1, "seed=-1: write 0 or more"),
+        ("ranks", 1, "ranks=1: write 2 or more"),
+        ("checkpoint.keep", 0, "checkpoint.keep=0: write 1 or more"),
+        ("evaluation.episodes", 0, "evaluation.episodes=0: write 1 or more"),
+        ("deadline", 0.0, "deadline=0.0: write a number of seconds above 0"),
+        ("max_time", -5.0, "max_time=-5.0: write a number of seconds above 0"),
+        ("max_time", float("nan"), "max_time=nan: write a number of seconds above 0"),
+        ("emulator.rows", "ten", "emulator.rows='ten' is of type str, wanted int"),
+        ("emulator.num_lanes", 3, "unknown key emulator.num_lanes"),
+        ("emulator._target_", "no_such.Game", "emulator._target_='no_such.Game': no module 'no_such'"),
+        ("emulator", None, "config node 'emulator' needs a '_target_' key"),
+        ("algorithm.epochs", 2.5, "algorithm.epochs=2.5 is of type float, wanted int"),
+        ("algorithm.gama", 0.9, r"unknown key algorithm.gama \(did you mean 'gamma'\?\)"),
+        ("model.hiden", [4], r"unknown key model.hiden \(did you mean 'hidden'\?\)"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused(good, key, value, message):
+    config = copy.deepcopy(good)
+    check(config)
+    *path, last = key.split(".")
+    node = config
+    for part in path:
+        node = node[part]
+    node[last] = value
+    with pytest.raises(UserError, match=message):
+        check(config)
+
+
+def test_a_users_own_config_folder_and_class_work(one, tmp_path, monkeypatch):
+    (tmp_path / "my_configs" / "emulator").mkdir(parents=True)
+    (tmp_path / "my_configs" / "emulator" / "my_game.yaml").write_text("_target_: game_of_a_user.Game\nsize: 5\n")
+    (tmp_path / "game_of_a_user.py").write_text(GAME)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = one("--config-dir", "my_configs", "emulator=my_game", "emulator.size=7")
+    assert config["emulator"] == {"_target_": "game_of_a_user.Game", "size": 7}
+    assert config["run_dir"] == "runs/my_game/1"
+
+
+def test_a_sweep_over_seeds_makes_a_trial_of_each(jobs):
+    found, code, _ = jobs("-m", "emulator=catch", "seed=1,2,5")
+    assert code == 0 and [job.config["run_dir"] for job in found] == ["runs/catch/1", "runs/catch/2", "runs/catch/5"]
+
+
+def test_other_sweeps_name_the_trial_after_what_was_swept(jobs):
+    found, _, _ = jobs("-m", "emulator=catch", "seed=1,2", "algorithm.gamma=0.9,0.99", "steps=16")
+    assert [job.config["trial"] for job in found] == [
+        f"seed={seed},algorithm.gamma={gamma}" for seed in (1, 2) for gamma in (0.9, 0.99)
+    ]
+    assert len({job.config["run_dir"] for job in found}) == 4
+
+
+def test_a_trial_that_is_named_stays_named(jobs):
+    found, _, _ = jobs("-m", "emulator=catch", "steps=16,32", "trial=mine-${steps}")
+    assert [job.config["trial"] for job in found] == ["mine-16", "mine-32"]
+
+
+def test_a_mistake_in_one_job_of_a_sweep_spares_the_others(jobs):
+    found, code, messages = jobs("-m", "emulator=catch", "emulator.rows=6,x")
+    assert code == 2 and len(found) == 1 and messages.count("emulator.rows='x' is of type str") == 1
+
+
+def test_a_resumed_run_has_the_saved_config_with_the_command_lines_changes(one, saved):
+    before = saved("emulator=catch", "emulator.rows=6", "seed=4", "trial=mine", "model=mlp", "model.hidden=[5,5]")
+    config = one("resume=true", "run_dir=runs/catch/mine", "model=mlp", "total_steps=123", "algorithm.learning_rate=0.25", "model.hidden=[7]")
+    assert config == {
+        **before,
+        "resume": True,
+        "total_steps": 123,
+        "algorithm": {**before["algorithm"], "learning_rate": 0.25},
+        "model": {**before["model"], "hidden": [7]},
+    }
+
+
+def test_a_saved_run_is_found_by_the_settings_that_named_it(one, saved):
+    saved("emulator=gymnasium", "emulator.id=ALE/Pong-v5", "seed=3", "steps=7")
+    config = one("emulator=gymnasium", "emulator.id=ALE/Pong-v5", "seed=3", "resume=true")
+    assert (config["run_dir"], config["steps"], config["seed"]) == ("runs/ALE-Pong-v5/3", 7, 3)
+
+
+def test_a_run_that_was_moved_keeps_its_name(one, saved, tmp_path):
+    saved("emulator=catch", "trial=mine")
+    (tmp_path / "runs/catch/mine").rename(tmp_path / "moved")
+    config = one("program=evaluate", "run_dir=moved", "evaluation.episodes=3")
+    assert (config["name"], config["trial"], config["run_dir"], config["program"]) == ("catch", "mine", "moved", "evaluate")
+    assert config["evaluation"]["episodes"] == 3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("emulator=cartpole", "emulator=cartpole: the run was made with emulator=catch; that cannot change in a saved run"),
+        ("model=mlp", "model=mlp: the run was made with model=auto"),
+        ("+emulator.colour=red", "+emulator.colour=red: the saved run has no key 'emulator.colour'"),
+        ("emulator.rows=ten", "emulator.rows='ten' is of type str, wanted int"),
+        ("total_steps=0", "total_steps=0: write 1 or more"),
+    ],
+)
+def test_changes_that_a_saved_run_cannot_take_are_refused(refused, saved, change, message):
+    saved("emulator=catch")
+    messages = refused("run_dir=runs/catch/1", "resume=true", *([] if change.startswith("emulator=") else ["emulator=catch"]), change)
+    assert message in messages, messages
+
+
+@pytest.mark.parametrize("arguments", [["resume=true"], ["program=evaluate"]])
+def test_a_run_that_is_not_there_is_a_mistake(refused, arguments):
+    assert "no run in runs/catch/1" in refused("emulator=catch", *arguments)
+
+
+@pytest.mark.parametrize("text", ["steps: many\n", "no_such_key: 1\n", "{ half", "[1, 2]\n"])
+def test_a_saved_config_that_cannot_be_read_is_named(refused, tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    assert "run/config.yaml cannot be read" in refused("resume=true", "run_dir=run")
+
+
+def test_help_and_the_composed_config_are_shown_without_a_run(jobs):
+    for argument in (["--help"], ["--cfg", "job"]):
+        found, code, messages = jobs("emulator=catch", *argument)
+        assert not found and not code and "total_steps" in messages

@@ -1,0 +1,42 @@
+"""What launchers' variables tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from mpirl.errors import UserError
+from mpirl.transport.launcher import check_world, launched_rank, launched_size, scrubbed
+
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2", "PMIX_RANK": "2"}
+MPICH = {"PMI_SIZE": "4", "PMI_RANK": "1"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    "environ, size, rank",
+    [({}, None, None), (OPEN_MPI, 3, 2), (MPICH, 4, 1), (SRUN, 5, 0), ({"PMIX_RANK": "3"}, 4, 3), (SRUN | OPEN_MPI, 3, 2)],
+)
+def test_launcher_tells_size_and_rank(environ: dict[str, str], size: int | None, rank: int | None) -> None:
+    assert launched_size(environ) == size
+    assert launched_rank(environ) == rank
+
+
+def test_batch_script_without_srun_is_no_launcher() -> None:
+    assert launched_size({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None
+
+
+@pytest.mark.parametrize("environ, name", [(OPEN_MPI, "Open MPI"), (MPICH, "PMI"), (SRUN, "srun")])
+def test_many_worlds_of_size_1_are_a_mistake_that_names_the_mend(environ: dict[str, str], name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}.*started {launched_size(environ)} ranks.*MPICH 5.*srun --mpi=pmix"):
+        check_world(1, environ, "MPICH 5")
+
+
+def test_worlds_as_launched_are_fine() -> None:
+    check_world(3, OPEN_MPI)
+    check_world(1, {})
+    check_world(1, {"PMI_SIZE": "1", "PMI_RANK": "0"})
+
+
+def test_children_do_not_inherit_the_launcher() -> None:
+    environ = {**OPEN_MPI, **MPICH, **SRUN, "PRTE_X": "1", "HYDI_X": "1", "HYDRA_X": "1", "HOME": "/home/me", "PMIDAS": "gold"}
+    assert scrubbed(environ) == {"HOME": "/home/me", "PMIDAS": "gold"}
