@@ -34,7 +34,9 @@ def locate(path: Any, where: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def settings_of(node: Mapping[str, Any], where: str, provided: tuple[str, ...] = ()) -> tuple[Callable[..., Any], dict[str, Any]]:
+def settings_of(
+    node: Mapping[str, Any], where: str, provided: tuple[str, ...] = ()
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The node's target and its settings, checked against the target's signature and type hints.
 
     `provided` are arguments that the caller will pass itself. Raises UserError for unknown, missing or ill-typed keys.
@@ -44,12 +46,14 @@ def settings_of(node: Mapping[str, Any], where: str, provided: tuple[str, ...] =
     target = locate(node[TARGET], where)
     settings = {str(key): value for key, value in node.items() if key != TARGET}
     parameters = inspect.signature(target).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    variadic = {name for name, parameter in parameters.items() if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)}
-    known = [name for name in parameters if name not in provided and name not in variadic]
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    open_ended = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    known = [name for name in parameters if name not in provided and kinds[name] not in variadic]
     for key in settings:
         if key in provided or (key not in known and not open_ended):
-            raise UserError(f"unknown key {where}.{key}{closest(key, known)}; {node[TARGET]} takes: {', '.join(known) or 'nothing'}")
+            takes = ", ".join(known) or "nothing"
+            raise UserError(f"unknown key {where}.{key}{closest(key, known)}; {node[TARGET]} takes: {takes}")
     for name in known:
         if parameters[name].default is inspect.Parameter.empty and name not in settings:
             raise UserError(f"missing key {where}.{name}; {node[TARGET]} needs it")

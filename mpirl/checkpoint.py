@@ -64,7 +64,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__}): remove it, or choose another by its number") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): remove it, or choose another by its number"
+        ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise UserError(f"checkpoint {path} has format {found}, this mpirl reads {FORMAT}")
@@ -95,7 +97,9 @@ def write_atomically(path: Path, state: dict[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"checkpoint {path} cannot be written: {error.strerror or error}; free space and start again with resume=true") from error
+        raise UserError(
+            f"checkpoint {path} cannot be written: {error.strerror or error}; free space and start again with resume=true"
+        ) from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -137,7 +137,7 @@ def composition_error(error: Exception) -> str:
     if unknown:
         key, known = unknown[1], known_keys()
         if key in known:
-            return f"{key!r} is no key of the chosen option: choose the option that has it, or add it to this one with +{key}=VALUE"
+            return f"{key!r} is no key of the chosen option: choose the option that has it, or add it with +{key}=VALUE"
         return f"unknown key {key!r}{closest(key, known)}; `python -m mpirl.main --cfg job` shows all (of other groups: --help)"
     cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
     return f"the config cannot be composed: {words}{cause}"
@@ -189,7 +189,8 @@ def tidy_name(composed: DictConfig) -> None:
 def check(config: Mapping[str, Any]) -> None:
     """Raise UserError for values that no run can have."""
     if config["program"] not in PROGRAMS:
-        raise UserError(f"program={config['program']!r}{closest(config['program'], PROGRAMS)}: choose one of {', '.join(PROGRAMS)}")
+        program, choices = config["program"], ", ".join(PROGRAMS)
+        raise UserError(f"program={program!r}{closest(program, PROGRAMS)}: choose one of {choices}")
     least = {"total_steps": 1, "steps": 1, "seed": 0, "ranks": 2, "evaluation.every": 0, "evaluation.episodes": 1}
     least |= {"checkpoint.every": 0, "checkpoint.keep": 1, "console.every": 1, "placement.lanes_per_worker": 0}
     least |= {"archive.segment_iterations": 1, "archive.segment_bytes": 1, "archive.segment_seconds": 0}
@@ -231,8 +232,9 @@ def apply(saved: DictConfig, override: Override) -> None:
     """Apply one command-line override to a saved config."""
     key, value = override.get_key_element().lstrip("+~"), override.value()
     if key in saved.choices or key == "experiment":
-        if saved.choices.get(key) != value:
-            raise UserError(f"{key}={value}: the run was made with {key}={saved.choices.get(key)}; that cannot change in a saved run")
+        made_with = saved.choices.get(key)
+        if made_with != value:
+            raise UserError(f"{key}={value}: the run was made with {key}={made_with}; that cannot change in a saved run")
         return
     if OmegaConf.select(saved, key, default=KeyError) is KeyError or override.is_delete():
         raise UserError(f"{override.input_line}: the saved run has no key {key!r} that could be changed")

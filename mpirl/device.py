@@ -65,7 +65,9 @@ class PublishedWeights:
     def load(self, vector: Tensor) -> None:
         """Set the parameters from float32 [P]."""
         if vector.shape != self.flat.vector.shape:
-            raise UserError(f"the checkpoint holds {len(vector):,} weights, this model has {len(self.flat.vector):,}: same model settings?")
+            raise UserError(
+                f"the checkpoint holds {len(vector):,} weights, this model has {self.flat.size:,}: same model settings?"
+            )
         with torch.no_grad():
             self.flat.vector.copy_(vector)
         self.publish()
@@ -113,7 +115,8 @@ def choose_precision(requested: str, model: Model, specs: Specs, device: torch.d
         seconds[precision], outputs[precision] = time_pass(probe, inputs, autocast_for(device, precision))
     probe.zero_grad(set_to_none=True)
     scale = outputs["fp32"].abs().max().clamp(min=1e-3)
-    correct = bool(torch.isfinite(outputs["bf16"]).all()) and float((outputs["bf16"] - outputs["fp32"]).abs().max() / scale) < 0.1
+    error = float((outputs["bf16"] - outputs["fp32"]).abs().max() / scale)
+    correct = bool(torch.isfinite(outputs["bf16"]).all()) and error < 0.1
     return "bf16" if correct and seconds["fp32"] > 1.2 * seconds["bf16"] else "fp32"
 
 

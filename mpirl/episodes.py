@@ -96,7 +96,8 @@ class EpisodeTracker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.recent.extend((value, length) for value, length in state["recent"])
         self.finished = state["finished"]
-        lanes = len(self.last_id)  # as if each lane had just ended the episode before its first one, so that ids are never used twice
+        lanes = len(self.last_id)
+        # As if each lane had just ended the episode before its first one, so that ids are never used twice.
         self.last_id = np.maximum(np.arange(lanes) + (first_episodes(state["last_id"], lanes) - 1) * lanes, -1)
 
 

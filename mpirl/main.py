@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 
+from mpirl import environment  # noqa: F401  (first: it says how torch is loaded)
 from mpirl.config import Job, for_each_job
 from mpirl.errors import AgreedError, RankFailed, RankSilent, UserError
 from mpirl.session import PROGRAMS

@@ -73,7 +73,9 @@ def plan_lanes(num_workers: int, settings: Mapping[str, Any]) -> list[int]:
     """Lanes of every worker: an explicit list, a total spread evenly, or the same number each."""
     explicit, total, each = settings.get("lanes"), settings.get("lanes_total"), settings.get("lanes_per_worker")
     if explicit is not None and total is not None:
-        raise UserError(f"placement.lanes={list(explicit)} and placement.lanes_total={total} contradict: set one of them to null")
+        raise UserError(
+            f"placement.lanes={list(explicit)} and placement.lanes_total={total} contradict: set one of them to null"
+        )
     if explicit is not None:
         if len(explicit) != num_workers:
             raise UserError(f"placement.lanes={list(explicit)} names {len(explicit)} workers, this world has {num_workers}")

@@ -68,7 +68,8 @@ class Role:
 
 def plan_world(config: Mapping[str, Any], group: Group) -> Plan:
     """* Exchange what every rank sees of itself, and plan."""
-    plan = make_plan(group.exchange(RankInfo.here(group.rank, group.host)), config["placement"])
+    ranks = group.exchange(RankInfo.here(group.rank, group.host))
+    plan, _ = agree(group, lambda: make_plan(ranks, config["placement"]))
     group.patient = plan.patient[group.rank]
     return plan
 
@@ -92,8 +93,7 @@ def take_role(
         plan = single_threaded(plan, config["placement"])
     threads = partial(torch.set_num_threads, plan.threads[group.rank])
     threads()
-    device = choose_device(config["device"]) if group.rank == 0 else torch.device("cpu")
-    precision = group.exchange(choose_precision(config["precision"], model, specs, device) if group.rank == 0 else None)[0]
+    device, precision = agree_on_precision(config, group, model, specs)
     last_id = group.exchange(state["episodes"]["last_id"] if state else [])[0]
     role = Role(plan, layout, precision, np.empty(0), -(-config["evaluation"]["episodes"] // plan.lanes_total))
     if group.rank == 0:
@@ -161,7 +161,8 @@ def add_worker(
 
     make_worker = partial(Worker, policy=policy, begin=begin, alive=group.heartbeat)
     role.trajectory = Trajectory.allocate(layout, num_lanes)
-    role.worker = make_worker(emulator, trajectory=role.trajectory, lanes=lanes, noise=partial(draw_noise, model.distribution), say=say)
+    noise = partial(draw_noise, model.distribution)
+    role.worker = make_worker(emulator, trajectory=role.trajectory, lanes=lanes, noise=noise, say=say)
     short = replace(layout, steps=EVALUATION_STEPS)
     role.evaluator = make_worker(
         LazyEmulator(emulator, lambda: make_emulator(config, num_lanes)),
@@ -220,6 +221,21 @@ def make_model(config: Mapping[str, Any], specs: Specs) -> tuple[Model, Layout]:
         raise UserError(f"steps={config['steps']}: write the number of steps per lane and iteration, 1 or more")
     extras = algorithm.extras(specs)
     return model, Layout(specs, config["steps"], context=model.frame_stack - 1, core=model.core_size, extras=extras)
+
+
+def agree_on_precision(
+    config: Mapping[str, Any], group: Group, model: Model, specs: Specs
+) -> tuple[torch.device, str]:
+    """* Rank 0 chooses its device, and the precision of all; workers compute on the CPU."""
+
+    def choose() -> tuple[torch.device, str]:
+        if group.rank:
+            return torch.device("cpu"), ""
+        device = choose_device(config["device"])
+        return device, choose_precision(config["precision"], model, specs, device)
+
+    (device, _), precisions = agree(group, choose, lambda chosen: chosen[1])
+    return device, precisions[0]
 
 
 def agree_on_emulator(config: Mapping[str, Any], group: Group, plan: Plan) -> tuple[EmulatorBatch | None, Specs]:

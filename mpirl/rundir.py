@@ -36,7 +36,9 @@ class RunDirectory:
                     "or another trial=NAME or run_dir=PATH"
                 )
             if not (self.path / CONFIG).is_file():
-                raise UserError(f"{self.path} is no run directory (it has no {CONFIG}), so it is not overwritten: remove it yourself")
+                raise UserError(
+                    f"{self.path} is no run directory (it has no {CONFIG}), so it is not overwritten: remove it yourself"
+                )
             self._put_aside()
         try:
             self._make(self.path)

@@ -81,7 +81,9 @@ class Trajectory(Mapping[str, np.ndarray]):
             assert array.flags.c_contiguous, f"{name} is not contiguous"
 
     @classmethod
-    def allocate(cls, layout: Layout, num_lanes: int, empty: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.zeros) -> Trajectory:
+    def allocate(
+        cls, layout: Layout, num_lanes: int, empty: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.zeros
+    ) -> Trajectory:
         """Allocate all fields for `num_lanes` lanes; `empty(shape, dtype)` may return pinned memory."""
         arrays = {name: empty((num_lanes, *entry.shape), np.dtype(entry.dtype)) for name, entry in layout.table().items()}
         return cls(layout, arrays)

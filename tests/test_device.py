@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from mpirl import device as device_module
-from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, choose_device, choose_precision, pinned, sample_inputs, time_pass
+from mpirl.device import (
+    DeviceBatch,
+    PublishedWeights,
+    autocast_for,
+    choose_device,
+    choose_precision,
+    pinned,
+    sample_inputs,
+    time_pass,
+)
 from mpirl.errors import UserError
 from mpirl.models.base import Model
 from mpirl.models.mlp import MLP

@@ -39,9 +39,9 @@ class Lane:
 
 def batch_of(lanes, start, end):
     """The batch whose o_0 is moment `start` and whose o_T is moment `end`."""
-    fields = {name: np.array([getattr(lane, name)[start : end + 1] for lane in lanes]) for name in ("step_type", "episode", "seed")}
-    fields |= {name: np.array([getattr(lane, name)[start:end] for lane in lanes], np.float32) for name in ("reward", "discount")}
-    return fields
+    cut = lambda name, end: np.array([getattr(lane, name)[start:end] for lane in lanes])
+    fields = {name: cut(name, end + 1) for name in ("step_type", "episode", "seed")}
+    return fields | {name: cut(name, end).astype(np.float32) for name in ("reward", "discount")}
 
 
 def cuts(random, length):
@@ -77,7 +77,8 @@ def test_agrees_with_a_naive_reader_wherever_the_batches_are_cut(seed):
 
 def test_an_episode_that_starts_at_the_last_moment_is_begun_once():
     lane = Lane(np.random.default_rng(0), 0, 1, 0)
-    lane.step_type, lane.episode, lane.seed = [FIRST, LAST, FIRST, MID, LAST], [0, 0, 1, 1, 1], [5, NO_SEED, 6, NO_SEED, NO_SEED]
+    lane.step_type, lane.episode = [FIRST, LAST, FIRST, MID, LAST], [0, 0, 1, 1, 1]
+    lane.seed = [5, NO_SEED, 6, NO_SEED, NO_SEED]
     lane.reward, lane.discount = [1.0, 0.0, 2.0, 4.0], [0.0, 1.0, 1.0, 1.0]
     tracker = EpisodeTracker([1])
     (row,) = tracker.update(1, batch_of([lane], 0, 2))

@@ -72,7 +72,7 @@ def test_all_ranks_see_the_commands_that_rank_0_decides():
         return seen
 
     results = run_threads(3, rank, deadline=20)
-    assert [(command.iteration, command.version, command.evaluate) for command in results[0]] == [(1, 0, False), (2, 1, True), (3, 2, False)]
+    assert results[0] == [Command(1, 0), Command(2, 1, evaluate=True), Command(3, 2)]
     assert results[0] == results[1] == results[2]
 
 

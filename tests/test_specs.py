@@ -1,5 +1,7 @@
 """Specs, the field table and seeds: written down once, and used by everybody."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -88,5 +90,5 @@ def test_seeds_are_functions_of_what_they_belong_to():
     assert len(found) == 450 and 0 <= min(found) and max(found) < 2**31
     draw = lambda *key: seeds.generator(*key).random()
     assert draw(1, seeds.ACTION, 2, 3) == draw(1, seeds.ACTION, 2, 3)
-    keys = [(run, stream, lane, iteration) for run in (0, 1) for stream in (1, 3) for lane in range(4) for iteration in range(4)]
+    keys = list(itertools.product((0, 1), (seeds.ACTION, seeds.LEARNING), range(4), range(4)))
     assert len({draw(*key) for key in keys}) == len(keys)

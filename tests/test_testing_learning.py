@@ -110,7 +110,7 @@ def test_a_bad_model_is_noticed(make, complaint):
     ("distribution", "complaint"),
     [
         (WrongEntropy, "entropy says"),
-        (WrongLogProb, "log_prob"),
+        (WrongLogProb, "likelier than the mode"),
         (UnseededSample, "no function of parameters and noise"),
         (WrongSampleDtype, "sample is torch.float32"),
     ],

@@ -71,7 +71,8 @@ def test_stacks_show_the_frames_of_their_own_episode_only(steps, lengths, contex
     step_type = joined(parts, "step_type")
     for number, part in enumerate(parts):
         age, frames = ages(torch.from_numpy(part["step_type"])), torch.from_numpy(part[COUNTS])
-        stacks = gather_stacks(frames, age, torch.arange(2 * (steps + 1)), context + 1).numpy().reshape(2, steps + 1, context + 1, 3)
+        stacks = gather_stacks(frames, age, torch.arange(2 * (steps + 1)), context + 1)
+        stacks = stacks.numpy().reshape(2, steps + 1, context + 1, 3)
         for t in range(steps + 1):
             expected = naive_stacks(counts, step_type, number * steps + t, context + 1)
             np.testing.assert_array_equal(stacks[:, t], expected, f"learner, collect {number}, t={t}")
@@ -110,7 +111,7 @@ def test_last_moment_of_one_collect_is_the_first_of_the_next():
 
 def test_seam_after_last_is_no_step_and_starts_the_lanes_next_episode():
     (part,) = collect(make_worker(12, (3,), num_lanes=2, first=1, total=5), times=1)
-    np.testing.assert_array_equal(is_step(part["step_type"])[0], [True] * 3 + [False] + [True] * 3 + [False] + [True] * 3 + [False])
+    np.testing.assert_array_equal(is_step(part["step_type"])[0], ([True] * 3 + [False]) * 3)
     lanes, ts = np.nonzero(~is_step(part["step_type"]))
     assert len(ts) == 6
     assert (part["step_type"][lanes, ts + 1] == StepType.FIRST).all()

@@ -34,10 +34,11 @@ def test_a_run_is_seen_from_its_start(path):
 def test_an_iteration_is_told_in_full(path, make_report):
     Status(path, {}, interval=0).observe(make_report(4))
     content = strictly(path)
-    assert (content["iteration"], content["steps"], content["total_steps"], content["version"], content["lag"]) == (4, 400, 1000, 4, 0)
-    assert (content["mean_return"], content["mean_length"], content["episodes"], content["fps"]) == (5.0, 9.0, 12, 50.0)
-    assert content["eta"] == 12.0
-    assert content["accounts"] == {"collected": 400, "gathered": 400, "learned": 390, "archived": 400, "dropped": {"too old": 10}}
+    expected = {"iteration": 4, "steps": 400, "total_steps": 1000, "version": 4, "lag": 0, "eta": 12.0}
+    expected |= {"mean_return": 5.0, "mean_length": 9.0, "episodes": 12, "fps": 50.0}
+    assert expected.items() <= content.items()
+    dropped = {"too old": 10}
+    assert content["accounts"] == {"collected": 400, "gathered": 400, "learned": 390, "archived": 400, "dropped": dropped}
     phases = {name: seconds for name, seconds in content["seconds"].items() if name != "iteration"}
     assert sum(phases.values()) == content["seconds"]["iteration"]
 
