@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mpirl.build import closest, settings_of
+from mpirl.build import closest, converted, settings_of
 from mpirl.errors import UserError
 from mpirl.rundir import CONFIG
 
@@ -77,7 +77,7 @@ class Schema:
     resume: bool = False
     overwrite: bool = False
     seed: int = 1
-    total_steps: int = 1
+    total_steps: Any = 1  # an int; 1e6 is fine too
     steps: int = 1
     max_time: Optional[float] = None
     transport: str = "auto"
@@ -177,6 +177,7 @@ def make_job(composed: DictConfig) -> Job:
         what = f"{missing[1]} is missing: add {missing[1]}=VALUE" if missing else first_line(error)
         raise UserError(f"the config cannot be resolved: {what}") from error
     assert isinstance(config, dict)
+    config["total_steps"] = converted(config["total_steps"], int, "total_steps")
     check(config)
     return Job(config, OmegaConf.to_yaml(OmegaConf.create(config)))
 
