@@ -6,9 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -23,77 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mpirl.build import closest, converted, settings_of
 from mpirl.errors import UserError
 from mpirl.rundir import CONFIG
+from mpirl.schema import Schema
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"  # installed, or in a checkout
 PROGRAMS = ("train", "evaluate")
-
-
-@dataclass
-class Placement:
-    lanes_per_worker: int = 4
-    lanes_total: Optional[int] = None
-    lanes: Optional[list[int]] = None
-    learner_threads: Optional[int] = None
-    worker_threads: Optional[int] = None
-
-
-@dataclass
-class Evaluation:
-    every: int = 0
-    episodes: int = 10
-    checkpoint: str = "latest"
-
-
-@dataclass
-class Checkpoint:
-    every: int = 50
-    keep: int = 3
-
-
-@dataclass
-class Archive:
-    enabled: bool = True
-    compression: str = "gzip"
-    level: int = 1
-    segment_iterations: int = 64
-    segment_bytes: int = 2**26
-    segment_seconds: float = 60
-
-
-@dataclass
-class Console:
-    every: int = 1
-
-
-@dataclass
-class Schema:
-    """Types of the keys; their meaning stands in configs/config.yaml. Component nodes are checked by `settings_of`."""
-
-    program: str = "train"
-    name: str = ""
-    trial: str = ""
-    run_dir: str = ""
-    resume: bool = False
-    overwrite: bool = False
-    seed: int = 1
-    total_steps: Any = 1  # an int; 1e6 is fine too
-    steps: int = 1
-    max_time: Optional[float] = None
-    transport: str = "auto"
-    ranks: int = 2
-    deadline: float = 300
-    device: str = "auto"
-    precision: str = "auto"
-    placement: Placement = field(default_factory=Placement)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    archive: Archive = field(default_factory=Archive)
-    console: Console = field(default_factory=Console)
-    emulator: Any = None
-    model: Any = None
-    algorithm: Any = None
-    choices: Any = None
 
 
 @dataclass(frozen=True)

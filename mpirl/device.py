@@ -124,7 +124,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the hardware computes in bfloat16 (a CPU that only emulates it is no gain)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def sample_inputs(model: Model, specs: Specs, rows: int, device: torch.device) -> dict[str, Tensor]:

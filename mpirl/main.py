@@ -40,7 +40,7 @@ def transport_choice(arguments: list[str]) -> str:
         raise UserError(f"transport={choice!r}: choose auto, mpi or threads")
     size = launched_size(os.environ)
     if choice == "threads" and (size or 1) > 1:
-        raise UserError(f"transport=threads is a world in one process, but the launcher started {size} ranks: drop one of the two")
+        raise UserError(f"transport=threads is a world in one process, the launcher started {size} ranks: drop one of the two")
     return ("threads" if size is None else "mpi") if choice == "auto" else choice
 
 

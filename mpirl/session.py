@@ -21,6 +21,7 @@ from mpirl.evaluation import evaluate
 from mpirl.loop import train
 from mpirl.observers.base import Observer, Outcome
 from mpirl.observers.console import Console
+from mpirl.observers.log import Log
 from mpirl.observers.status import Status, replace_file
 from mpirl.observers.tensorboard import TensorBoard
 from mpirl.placement import Plan
@@ -45,12 +46,12 @@ def run_training(config: Config, text: str, group: Group) -> None:
         schedule = make_schedule(config)
         if role.learner:
             directory.keep()
-            observers = make_observers(directory, config, role)
+            observers = make_observers(directory, config, role, log)
             introduce(config, role, state)
         with signals(schedule, group):
             train(role, group, schedule, observers)
         finish(role, schedule, observers, directory)
-        log.info("end: %s", schedule.stop_reason)
+        log.info("end")
     except BaseException as error:
         log.exception("failed")
         rescue(role, observers, error)
@@ -86,12 +87,16 @@ def open_archive(directory: RunDirectory, config: Config, plan: Plan, layout: La
     settings = {key: value for key, value in config["archive"].items() if key != "enabled"}
     if not config["archive"]["enabled"]:
         return None
-    lane_rank = plan.lane_rank
-    header = {"config": config, "lane_rank": lane_rank, "lane_host": [plan.hosts[rank] for rank in lane_rank], "seed": config["seed"]}
+    header = {
+        "config": config,
+        "seed": config["seed"],
+        "lane_rank": plan.lane_rank,
+        "lane_host": [plan.hosts[rank] for rank in plan.lane_rank],
+    }
     return SegmentWriter(directory.archive, layout, header, **settings)
 
 
-def make_observers(directory: RunDirectory, config: Config, role: Role) -> list[Observer]:
+def make_observers(directory: RunDirectory, config: Config, role: Role, log: logging.Logger) -> list[Observer]:
     """Rank 0: those who watch the run."""
     assert role.learner is not None
     header = {
@@ -109,6 +114,7 @@ def make_observers(directory: RunDirectory, config: Config, role: Role) -> list[
     }
     return [
         Status(directory.status, header),
+        Log(log.info),
         TensorBoard(directory.path, purge_step=role.learner.steps + 1 if role.learner.iteration else None),
         Console(every=config["console"]["every"]),
     ]
@@ -187,8 +193,14 @@ def signals(schedule: Schedule, group: Group):
 def facts(plan: Plan, group: Group) -> dict[str, Any]:
     """What a rank's log says first."""
     rank = group.rank
-    role = "worker" if rank else "learner"
-    return {"rank": rank, "role": role, "host": group.host, "pid": os.getpid(), "lanes": plan.lanes[rank], "threads": plan.threads[rank]}
+    return {
+        "rank": rank,
+        "role": "worker" if rank else "learner",
+        "host": group.host,
+        "pid": os.getpid(),
+        "lanes": plan.lanes[rank],
+        "threads": plan.threads[rank],
+    }
 
 
 PROGRAMS = {"train": run_training, "evaluate": run_evaluation}

@@ -8,7 +8,7 @@ from mpirl.emulators.base import Transition
 from mpirl.emulators.lanes import EmulatorLanes
 from mpirl.models.distributions import Categorical
 from mpirl.policies.base import Decision, Policy
-from mpirl.role import draw_noise
+from mpirl.assembly import draw_noise
 from mpirl.schedule import Command
 from mpirl.specs import ArraySpec, Specs
 from mpirl.trajectory import Layout, Trajectory

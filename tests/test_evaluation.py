@@ -10,7 +10,7 @@ from mpirl.emulators.catch import Catch
 from mpirl.emulators.lanes import EmulatorLanes
 from mpirl.evaluation import evaluate, play
 from mpirl.policies.base import Decision, Policy
-from mpirl.role import LazyEmulator
+from mpirl.assembly import LazyEmulator
 from mpirl.schedule import Command
 from mpirl.timing import IterationTimes
 from mpirl.trajectory import Layout, Trajectory

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from mpirl import role as role_module
+from mpirl import assembly as assembly_module
 from mpirl.emulators.catch import Catch
 from mpirl.errors import AgreedError
 from mpirl.role import plan_world, take_role
@@ -82,7 +82,6 @@ def test_resumed_lanes_go_on_after_the_last_episodes():
     [
         ({"device": "gpu"}, "device='gpu': write auto, cpu, cuda or cuda:N"),
         ({"precision": "fp8"}, "precision='fp8': choose auto, fp32 or bf16"),
-        ({"steps": 0}, "steps=0: write the number of steps"),
         ({"placement": {"lanes": [1]}}, "names 1 workers, this world has 2"),
         ({"model": {"_target_": "mpirl.models.mlp.MLP", "hidden": [0]}}, "model.hidden"),
         ({"emulator": {"_target_": "mpirl.emulators.catch.Catch", "rows": 0}}, "rows"),
@@ -96,6 +95,7 @@ def test_mistakes_are_raised_on_all_ranks_alike(changes, message):
 
 def test_workers_with_different_emulators_are_refused(monkeypatch):
     sizes = iter([4, 5])
-    monkeypatch.setattr(role_module, "settings_of", lambda node, where, provided: (Catch, {"rows": next(sizes), "columns": 3}))
+    settings = lambda node, where, provided: (Catch, {"rows": next(sizes), "columns": 3})
+    monkeypatch.setattr(assembly_module, "settings_of", settings)
     messages = roles(config())
     assert len(set(messages)) == 1 and "the emulators differ: rank 1 on" in messages[0]

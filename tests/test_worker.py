@@ -8,7 +8,7 @@ from counting import COUNTS, NUM_ACTIONS, POSITION, RUN_SEED, Counting, collect,
 from mpirl import seeds
 from mpirl.models.distributions import Categorical, DiagonalGaussian
 from mpirl.models.stacking import ages, gather_stacks
-from mpirl.role import draw_noise
+from mpirl.assembly import draw_noise
 from mpirl.schedule import Command
 from mpirl.specs import StepType
 from mpirl.trajectory import NO_SEED, is_step

@@ -22,7 +22,9 @@ class Policy(ABC):
     """Chooses the actions of N lanes."""
 
     @abstractmethod
-    def act(self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray, noise: np.ndarray | None) -> Decision:
+    def act(
+        self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray, noise: np.ndarray | None
+    ) -> Decision:
         """Decide for observations {field: [N, (k,) ...]}, step_type uint8 [N], core float32 [N, S].
 
         noise: float32 [N, noise_size], all the randomness there is; None acts greedily.

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+Arrays = Mapping[str, np.ndarray]
+
 
 class Stopwatch:
     """Null stopwatch; the group calls `lap` as the phases of an iteration end."""
@@ -28,9 +30,10 @@ class Group(ABC):
     """Ranks 0 .. size - 1 that communicate; rank 0 is the root of every broadcast and gather.
 
     `deadline` (seconds) bounds every wait: when ranks that have not arrived gave no sign of life for that long (see
-    `heartbeat`), rank 0 raises RankSilent naming them; other ranks wait somewhat longer, so that rank 0 speaks first. `stopwatch` hears "broadcast" when a
-    broadcast of an array has ended, "collect" when the last rank has arrived at a gather, and "gather" when the
-    gathered data is complete. `patient` makes waiting ranks sleep with a back-off instead of spinning.
+    `heartbeat`), rank 0 raises RankSilent naming them; other ranks wait somewhat longer, so that rank 0 speaks first.
+    `stopwatch` hears "broadcast" when a broadcast of an array has ended, "collect" when the last rank has arrived at a
+    gather, and "gather" when the gathered data is complete. `patient` makes waiting ranks sleep with a back-off instead
+    of spinning.
     """
 
     rank: int
@@ -47,7 +50,7 @@ class Group(ABC):
         """Fill the C-contiguous `array` (same shape and dtype on all ranks) from rank 0's."""
 
     @abstractmethod
-    def gather(self, part: Mapping[str, np.ndarray] | None, whole: Mapping[str, np.ndarray] | None, lanes: Sequence[int]) -> None:
+    def gather(self, part: Arrays | None, whole: Arrays | None, lanes: Sequence[int]) -> None:
         """Concatenate every rank's `part` along the leading lane axis, in rank order, into rank 0's `whole`.
 
         lanes: number of lanes of every rank, the same on all ranks; zeros are fine. A rank with zero lanes may pass
