@@ -45,7 +45,7 @@ def load(directory: Path, which: str = "latest") -> tuple[Path, dict[str, Any]]:
     if which == "latest":
         files = numbered(directory)
         if not files:
-            raise UserError(f"no checkpoint in {directory}: nothing to go on from; start without resume=true")
+            raise UserError(f"no checkpoint in {directory}: nothing to go on from; start anew with overwrite=true")
         path = files[-1]
     elif which == "best":
         path = directory / "best.pt"

@@ -70,9 +70,10 @@ def open_run(directory: RunDirectory, config: Config, text: str) -> dict[str, An
     directory.resume()
     path, state = checkpoint.load(directory.checkpoints)
     aside = resume_at(directory.archive, state["iteration"]) if directory.archive.is_dir() else 0
+    set_aside = f"; {aside} later iterations of the archive set aside in {directory.archive}" if aside else ""
     print(
         f"resumed {directory.path} from {path}: iteration {state['iteration']}, {state['steps']:,} steps, "
-        f"weights version {state['version']}" + (f"; {aside} later segments set aside in {directory.archive}" if aside else ""),
+        f"weights version {state['version']}{set_aside}",
         flush=True,
     )
     return state

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mpirl.specs import ArraySpec, Specs
+from mpirl.specs import ArraySpec, Specs, StepType
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,4 @@ NO_SEED = -1
 
 def is_step(step_type: np.ndarray) -> np.ndarray:
     """[N, T+1] step types -> [N, T] bool: True where slot t is a true step, False on the seam after LAST."""
-    from mpirl.specs import StepType
-
     return step_type[:, :-1] != StepType.LAST

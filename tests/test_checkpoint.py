@@ -92,7 +92,7 @@ def test_checkpoints_are_found_by_number_name_and_path(tmp_path, learner):
 
 
 def test_missing_checkpoints_are_errors_that_say_what_there_is(tmp_path, learner):
-    with pytest.raises(UserError, match="no checkpoint in .*: nothing to go on from; start without resume=true"):
+    with pytest.raises(UserError, match="no checkpoint in .*: nothing to go on from; start anew with overwrite=true"):
         load(tmp_path)
     advance(learner)
     Checkpoints(tmp_path).save(learner)
