@@ -50,27 +50,39 @@ def main() -> None:
             rates[name].append(result["rate"])
             precision = result.get("precision", precision)
             print(f"round {number + 1}: {name} {result['rate']:.0f} steps/s", flush=True)
-    report(rates, precision, arguments)
+        write(arguments.output, summary(rates, precision, arguments.steps))  # each round, so that a cut run leaves its rounds
+    print_table(rates)
 
 
-def report(rates: dict[str, list[float]], precision: str, arguments: argparse.Namespace) -> None:
+def summary(rates: dict[str, list[float]], precision: str, steps: int) -> dict[str, object]:
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    peer = max(medians["sb3_dummy"], medians["sb3_subproc"])
-    print("\n| contender | steps/s (median) | to the peer |\n|---|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.0f} | {median / peer:.2f} |")
-    content = {
-        "command": "python " + " ".join(sys.argv),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
+    return {
+        "command": "python benchmarks/peers.py " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d"),
         "machine": describe_machine(),
         "auto_precision": precision,
-        "steps_per_run": arguments.steps,
-        "steps_per_second": rates,
+        "steps_per_run": steps,
+        "steps_per_second": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         "median": medians,
-        "ratio_to_faster_sb3": {name: median / peer for name, median in medians.items()},
+        "ratio_to_faster_sb3": {name: round(median / peer(medians), 3) for name, median in medians.items()},
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def peer(medians: dict[str, float]) -> float:
+    """The rate to compare with: the faster way of running Stable-Baselines3."""
+    return max(medians["sb3_dummy"], medians["sb3_subproc"])
+
+
+def write(path: Path, content: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def print_table(rates: dict[str, list[float]]) -> None:
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print("\n| contender | steps/s (median) | to the peer |\n|---|---|---|")
+    for name, median in medians.items():
+        print(f"| {name} | {median:.0f} | {median / peer(medians):.2f} |")
 
 
 def in_process_of_its_own(name: str, steps: int) -> dict[str, float]:
@@ -90,7 +102,9 @@ def sb3(name: str, steps: int) -> dict[str, float]:
     gymnasium.register_envs(ale_py)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     kind = SubprocVecEnv if name == "sb3_subproc" else DummyVecEnv
-    envs = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=LANES, seed=1, vec_env_cls=kind), 4)
+    kind_settings = {"start_method": "fork"} if kind is SubprocVecEnv else {}
+    envs = make_atari_env("PongNoFrameskip-v4", n_envs=LANES, seed=1, vec_env_cls=kind, vec_env_kwargs=kind_settings)
+    envs = VecFrameStack(envs, 4)
     model = PPO(
         "CnnPolicy", envs, n_steps=STEPS, n_epochs=EPOCHS, batch_size=MINIBATCH, learning_rate=2.5e-4, clip_range=0.1,
         vf_coef=0.5, ent_coef=0.01, seed=1, device="cpu",
