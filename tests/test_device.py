@@ -63,7 +63,7 @@ def pretend(monkeypatch, bf16_seconds, bf16_error=0.0, hardware=True):
 def test_auto_takes_bf16_only_where_it_is_correct_and_clearly_faster(monkeypatch, large, seconds, error, choice):
     passes = pretend(monkeypatch, seconds, error)
     assert choose_precision("auto", large, SPECS, CPU) == choice
-    assert sorted(passes) == ["bf16", "fp32"]
+    assert sorted(set(passes)) == ["bf16", "fp32"]
 
 
 def test_auto_does_not_try_where_the_hardware_has_no_bf16(monkeypatch, large):
