@@ -123,6 +123,7 @@ def mpirl(name: str, steps: int) -> dict[str, float]:
     command = [str(mpirun if mpirun.exists() else "mpirun"), "-np", "3", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
     command += [sys.executable, "-m", "mpirl.main", f"total_steps={steps}", f"steps={STEPS}", f"placement.lanes_total={LANES}"]
     command += [f"algorithm.epochs={EPOCHS}", f"algorithm.minibatch_size={MINIBATCH}", f"precision={name.partition('_')[2]}"]
+    command += ["algorithm.learning_rate=2.5e-4", "algorithm.clip_range=0.1"]
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     try:
         subprocess.run([*command, f"run_dir={folder}/run"], check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
