@@ -46,11 +46,6 @@ class LazyEmulator(EmulatorBatch):
             self._batch.close()
 
 
-def is_small(model: Model) -> bool:
-    """Whether the model's arithmetic is too little to be worth splitting over threads."""
-    return sum(parameter.numel() for parameter in model.parameters()) < 100_000
-
-
 def draw_noise(distribution: Distribution, generator: np.random.Generator, steps: int) -> np.ndarray:
     """The noise that the actions of one lane take, float32 [steps, noise_size]."""
     shape = (steps, distribution.noise_size)

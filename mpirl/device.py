@@ -105,8 +105,7 @@ def choose_precision(requested: str, model: Model, specs: Specs, device: torch.d
         raise UserError(f"precision={requested!r}: choose auto, fp32 or bf16")
     if requested != "auto":
         return requested
-    small = sum(parameter.numel() for parameter in model.parameters()) < 100_000
-    if small or not has_bfloat16(device):
+    if is_small(model) or not has_bfloat16(device):
         return "fp32"
     probe = model.to(device)
     inputs = sample_inputs(probe, specs, 256, device)
@@ -120,6 +119,11 @@ def choose_precision(requested: str, model: Model, specs: Specs, device: torch.d
     error = float((outputs["bf16"] - outputs["fp32"]).abs().max() / scale)
     correct = bool(torch.isfinite(outputs["bf16"]).all()) and error < 0.1
     return "bf16" if correct and seconds["fp32"] > 1.2 * seconds["bf16"] else "fp32"
+
+
+def is_small(model: Model) -> bool:
+    """Whether the model's arithmetic is too little to gain from more threads or from bfloat16."""
+    return sum(parameter.numel() for parameter in model.parameters()) < 100_000
 
 
 def has_bfloat16(device: torch.device) -> bool:

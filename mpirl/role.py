@@ -14,10 +14,10 @@ import torch
 from mpirl import seeds
 from mpirl.agreement import agree
 from mpirl.archive.base import ArchiveWriter
-from mpirl.assembly import LazyEmulator, agree_on_emulator, agree_on_precision, draw_noise, is_small, make_emulator, make_model
+from mpirl.assembly import LazyEmulator, agree_on_emulator, agree_on_precision, draw_noise, make_emulator, make_model
 from mpirl.build import build
 from mpirl.checkpoint import Checkpoints
-from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, pinned
+from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, is_small, pinned
 from mpirl.emulators.base import EmulatorBatch
 from mpirl.episodes import EpisodeTracker, first_episodes
 from mpirl.learner import Learner
