@@ -60,6 +60,23 @@ install() {
     echo "$stamp" >"$venv/installed-$extras"
 }
 
+# make_mpich_venv: .venv-mpich, in which tests meet the other MPI: MPICH and its mpi4py; all else comes from .venv.
+make_mpich_venv() {
+    local mpich=$root/.venv-mpich log=$root/.venv-mpich/install.log packages stamp
+    packages=$(sed -nE 's/^((mpich|mpi4py)==[^; ]+)$/\1/p' "$root/constraints.txt")
+    stamp="$packages $(site_packages "$venv_python")"
+    [ "$(cat "$mpich/installed" 2>/dev/null)" = "$stamp" ] && return
+    say "making $mpich with" $packages
+    "$venv_python" -m venv --clear "$mpich" || fail "could not make $mpich: is $root writable?"
+    "$mpich/bin/python" -m pip install --disable-pip-version-check --no-input --no-deps $packages >"$log" 2>&1 ||
+        fail "the installation of MPICH failed; all of pip's words are in $log. Is the package index reachable?"
+    # After its own packages, those of .venv. (addsitedir, unlike a plain path, also minds .venv's own .pth files: mpirl's.)
+    echo "import site; site.addsitedir('$(site_packages "$venv_python")')" >"$(site_packages "$mpich/bin/python")/main.pth"
+    echo "$stamp" >"$mpich/installed"
+}
+
+site_packages() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
 # Open MPI refuses to run as root unless told twice.
 allow_root() {
     if [ "$(id -u)" = 0 ]; then

@@ -11,7 +11,8 @@ class Accounts:
     """True steps since the run's first iteration; seams after the end of an episode are no steps.
 
     collected: as the workers counted them, step by step. gathered: as found in the batches. learned: as the algorithm
-    says. archived: as handed to the archive (0 when it is off). dropped: by reason.
+    says. archived: as handed to the archive (0 when it is off). dropped: by reason. thinned: by reason, not archived by a
+    rule of the user's. deleted: by reason, of those archived.
     """
 
     collected: int = 0
@@ -19,6 +20,15 @@ class Accounts:
     learned: int = 0
     archived: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    thinned: dict[str, int] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
+
+    def archive(self, steps: int, reason: str) -> None:
+        """Enter steps that the archive has taken, or left out for a reason."""
+        if reason:
+            self.thinned[reason] = self.thinned.get(reason, 0) + steps
+        else:
+            self.archived += steps
 
     def drop(self, steps: int, reason: str) -> None:
         """Enter steps that were gathered and not learned from."""
@@ -28,19 +38,23 @@ class Accounts:
     def check(self, archived: bool) -> None:
         """Raise RuntimeError when a step was lost or doubled on its way."""
         balanced = self.collected == self.gathered == self.learned + sum(self.dropped.values())
-        if not balanced or (archived and self.archived != self.gathered):
+        kept = self.archived + sum(self.thinned.values()) == self.gathered and sum(self.deleted.values()) <= self.archived
+        if not balanced or (archived and not kept):
             raise RuntimeError(f"steps were lost or doubled, the accounts do not balance: {self}")
 
     def __str__(self) -> str:
-        dropped = ", ".join(f"{steps:,} {reason}" for reason, steps in self.dropped.items()) or "0"
-        return (
-            f"collected {self.collected:,} = gathered {self.gathered:,}, learned {self.learned:,}, "
-            f"archived {self.archived:,}, dropped {dropped}"
-        )
+        text = f"collected {self.collected:,} = gathered {self.gathered:,}, learned {self.learned:,}, archived {self.archived:,}"
+        by_rule = {"thinned": self.thinned, "deleted": self.deleted}
+        missing = "".join(f", {name} {_listed(steps)}" for name, steps in by_rule.items() if steps)
+        return f"{text}{missing}, dropped {_listed(self.dropped) or '0'}"
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Accounts:
-        return cls(**{**state, "dropped": dict(state["dropped"])})
+        return cls(**{name: dict(value) if isinstance(value, dict) else value for name, value in state.items()})
+
+
+def _listed(steps: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in steps.items())

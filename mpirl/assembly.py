@@ -14,10 +14,10 @@ from mpirl.agreement import agree
 from mpirl.build import build, settings_of
 from mpirl.device import choose_device, choose_precision, has_bfloat16
 from mpirl.emulators.base import EmulatorBatch, Frame
-from mpirl.emulators.lanes import make_lanes
+from mpirl.emulators.lanes import make_emulator
 from mpirl.errors import AgreedError
 from mpirl.models.base import Distribution, Model
-from mpirl.placement import Plan
+from mpirl.plan import Plan
 from mpirl.specs import Specs
 from mpirl.trajectory import Layout
 from mpirl.transport.base import Group
@@ -54,17 +54,12 @@ def draw_noise(distribution: Distribution, generator: np.random.Generator, steps
     return generator.random(shape, np.float32)
 
 
-def make_emulator(config: Mapping[str, Any], num_lanes: int) -> EmulatorBatch:
-    target, settings = settings_of(config["emulator"], "emulator", ("num_lanes",))
-    return make_lanes(target, num_lanes, settings)
-
-
 def make_model(config: Mapping[str, Any], specs: Specs) -> tuple[Model, Layout]:
     """The model, initialised by the run's seed alike on every rank, and the layout of the trajectories it works on."""
-    algorithm, _ = settings_of(config["algorithm"], "algorithm", ("model", "specs"))
+    algorithm, settings = settings_of(config["algorithm"], "algorithm", ("model", "specs"))
     with MODEL_LOCK:
         torch.manual_seed(seeds.episode_seed(config["seed"], 0, seeds.MODEL))
-        model = build(config["model"], "model", specs=specs)
+        model = build(algorithm.model_node(config["model"], settings), "model", specs=specs)
     extras = algorithm.extras(specs)
     return model, Layout(specs, config["steps"], context=model.frame_stack - 1, core=model.core_size, extras=extras)
 
@@ -85,7 +80,7 @@ def agree_on_precision(config: Mapping[str, Any], group: Group, model: Model, sp
 
 def agree_on_emulator(config: Mapping[str, Any], group: Group, plan: Plan) -> tuple[EmulatorBatch | None, Specs]:
     """* Make the workers' emulators and agree on their specs."""
-    make = lambda: make_emulator(config, plan.lanes[group.rank]) if group.rank else None
+    make = lambda: make_emulator(config, plan.lanes[group.rank], plan.emulator[group.rank]) if group.rank else None
     emulator, all_specs = agree(group, make, lambda made: made.specs if made else None)
     for rank in range(2, group.size):
         if all_specs[rank] != all_specs[1]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mpirl.errors import UserError
+from mpirl.files import write_atomically
 from mpirl.learner import FORMAT, Learner
 
 NAME = re.compile(r"^(\d{8})\.pt$")
@@ -27,17 +28,29 @@ class Checkpoints:
         """Write the learner's state. The archive is brought to disk first, so that none of its segments straddles a save."""
         if learner.archive:
             learner.archive.flush()
-        state = learner.state_dict()
-        state["mean_return"] = learner.episodes.mean_return
-        path = self.directory / f"{learner.iteration:08d}.pt"
-        write_atomically(path, state)
-        if state["mean_return"] is not None and state["mean_return"] > self._best:
-            self._best = state["mean_return"]
-            write_atomically(self.directory / "best.pt", state)
-        for old in numbered(self.directory)[: -self.keep]:
-            old.unlink()
+        path = self.save_state(state_of(learner))
         learner.times.lap("save")
         return path
+
+    def save_state(self, state: Mapping[str, Any]) -> Path:
+        """Write a learner's state, as `state_of` gives it."""
+        path = self.directory / f"{state['iteration']:08d}.pt"
+        write(path, state)
+        self.keep_best(state)
+        for old in numbered(self.directory)[: -self.keep]:
+            old.unlink()
+        return path
+
+    def keep_best(self, state: Mapping[str, Any]) -> None:
+        """Write `state` to best.pt if its mean return is higher than that of the one there."""
+        if state["mean_return"] is not None and state["mean_return"] > self._best:
+            self._best = state["mean_return"]
+            write(self.directory / "best.pt", state)
+
+
+def state_of(learner: Learner) -> dict[str, Any]:
+    """What a checkpoint holds. Its tensors may be the learner's own, which the next update changes."""
+    return {**learner.state_dict(), "mean_return": learner.episodes.mean_return}
 
 
 def load(directory: Path, which: str = "latest") -> tuple[Path, dict[str, Any]]:
@@ -84,24 +97,13 @@ def best_return(directory: Path) -> float:
     return float(read(path)["mean_return"]) if path.is_file() else float("-inf")
 
 
-def write_atomically(path: Path, state: dict[str, Any]) -> None:
-    """Serialise, write beside, sync, rename: a reader or a crash never meets half a checkpoint."""
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Serialise `state` and write it, whole or not at all."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    temporary = path.with_name(path.name + ".part")
     try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, buffer.getbuffer())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"checkpoint {path} cannot be written: {error.strerror or error}; free space and start again with resume=true"
         ) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from mpirl.build import closest, converted, settings_of
+from mpirl.build import closest, converted
+from mpirl.checks import check
+from mpirl.commandline import OFFLINE, made_with, spelled_out
 from mpirl.errors import UserError
 from mpirl.rundir import CONFIG
 from mpirl.schema import Schema
+from mpirl.stages import run_in_turn, stages, whether_to_resume
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"  # installed, or in a checkout
-PROGRAMS = ("train", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,36 @@ def for_each_job(run: Callable[[Job], int]) -> int:
             print(f"mpirl: {error}", file=sys.stderr, flush=True)
             codes.append(2)
         else:
-            codes.append(run(job))
+            codes.append(run_in_turn(stages(job.config), lambda config: run(job_of(config))))
 
     ConfigStore.instance().store(name="mpirl_schema", node=Schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    sys.argv[1:] = spelled_out(sys.argv[1:], CONFIGS)
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(composition_error(error)) from error
     return max(codes)
+
+
+def compose_job(overrides: Sequence[str], config_dir: str | None = None) -> Job:
+    """The job that a command line with these overrides asks for, without running it. config_dir: as --config-dir.
+
+    Raises UserError as `for_each_job` does.
+    """
+    ConfigStore.instance().store(name="mpirl_schema", node=Schema)
+    added = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), job_name="mpirl", version_base="1.3"):
+            composed = hydra.compose("config", [*added, *spelled_out(overrides, CONFIGS)], return_hydra_config=True)
+        HydraConfig.instance().set_config(composed)  # for what the configs take from ${hydra:...}
+        with open_dict(composed):
+            del composed["hydra"]
+        return make_job(composed)
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(composition_error(error)) from error
 
 
 def composition_error(error: Exception) -> str:
@@ -73,6 +96,9 @@ def composition_error(error: Exception) -> str:
         if key in known:
             return f"{key!r} is no key of the chosen option: choose the option that has it, or add it with +{key}=VALUE"
         return f"unknown key {key!r}{closest(key, known)}; `python -m mpirl.main --cfg job` shows all (of other groups: --help)"
+    quote = re.search(r"(?:no viable alternative|mismatched|extraneous) (?:at )?input", words)
+    if quote:
+        words = f"{words.partition(' See https')[0]}; text with brackets or commas needs quotes of its own: \"key='cpu[1-2]'\""
     cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
     return f"the config cannot be composed: {words}{cause}"
 
@@ -101,8 +127,12 @@ def make_job(composed: DictConfig) -> Job:
         name_trial(composed, overrides, sys.argv[1:])
     composed.choices = {key: value for key, value in runtime.runtime.choices.items() if not key.startswith("hydra/")}
     try:
+        if composed.program in OFFLINE and composed.offline.archive:
+            adopt_archive(composed, overrides)
         tidy_name(composed)
-        if composed.resume or composed.program == "evaluate":
+        if composed.program != "offline_to_online":  # two runs, of which one may be there
+            composed.resume = whether_to_resume(composed.resume, Path(composed.run_dir))
+        if composed.program == "evaluate" or (composed.resume and composed.program != "offline_to_online"):
             composed = saved_config(composed, overrides)
             tidy_name(composed)
         config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -113,37 +143,17 @@ def make_job(composed: DictConfig) -> Job:
     assert isinstance(config, dict)
     config["total_steps"] = converted(config["total_steps"], int, "total_steps")
     check(config)
+    return job_of(config)
+
+
+def job_of(config: dict[str, Any]) -> Job:
+    """The job of a resolved config."""
     return Job(config, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def tidy_name(composed: DictConfig) -> None:
     """The name becomes a folder's name."""
     composed.name = re.sub(r"[^\w.+=,-]+", "-", str(composed.name)).strip("-")
-
-
-def check(config: Mapping[str, Any]) -> None:
-    """Raise UserError for values that no run can have."""
-    if config["program"] not in PROGRAMS:
-        program, choices = config["program"], ", ".join(PROGRAMS)
-        raise UserError(f"program={program!r}{closest(program, PROGRAMS)}: choose one of {choices}")
-    least = {"total_steps": 1, "steps": 1, "seed": 0, "ranks": 2, "evaluation.every": 0, "evaluation.episodes": 1}
-    least |= {"checkpoint.every": 0, "checkpoint.keep": 1, "console.every": 1, "placement.lanes_per_worker": 0}
-    least |= {"archive.segment_iterations": 1, "archive.segment_bytes": 1, "archive.segment_seconds": 0}
-    for key, bound in least.items():
-        value = lookup(config, key)
-        if value < bound:
-            raise UserError(f"{key}={value}: write {bound} or more")
-    for key in ("deadline", "max_time"):
-        if config[key] is not None and not config[key] > 0:
-            raise UserError(f"{key}={config[key]}: write a number of seconds above 0")
-    for key, provided in (("emulator", ("num_lanes",)), ("model", ("specs",)), ("algorithm", ("model", "specs"))):
-        settings_of(config[key], key, provided)
-
-
-def lookup(config: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 def saved_config(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -156,11 +166,37 @@ def saved_config(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     except Exception as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     assert isinstance(saved, DictConfig)
+    program = composed.program if composed.program == "evaluate" else saved.program
     for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.get_key_element() == "program" and override.value() != program:
+            raise UserError(
+                f"{override.input_line}: the run in {composed.run_dir} is of program={program}; another one goes on from its "
+                f"weights with init_from={composed.run_dir} and another trial=NAME or run_dir=PATH"
+            )
         apply(saved, override)
-    for key in ("program", "resume", "overwrite", "run_dir"):
+    for key in ("resume", "overwrite", "run_dir"):
         saved[key] = composed[key]
+    saved.program = program
     return saved
+
+
+def adopt_archive(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Take what the command line leaves open from the run that made the archive: the emulator's settings, and the name."""
+    made = made_with(OmegaConf.to_container(composed.offline)["archive"])
+    given = OverridesParser.create().parse_overrides(list(overrides))
+    choices = made.get("choices") or {}
+    own = {each.get_key_element().lstrip("+~"): each for each in given}
+    chosen = own["emulator"].value() if "emulator" in own else choices.get("emulator")
+    is_other = "emulator._target_" in own or chosen != choices.get("emulator")
+    with open_dict(composed):
+        if "emulator" in made and not is_other:
+            composed.emulator = OmegaConf.create(made["emulator"])
+            for key, each in own.items():
+                if key.startswith("emulator.") and not each.is_delete():
+                    OmegaConf.update(composed, key, each.value(), force_add=True)
+        if not {"name", "run_dir"} & own.keys():
+            name = composed.name if is_other else made.get("name", composed.name)
+            composed.name = f"{name}-{composed.choices.algorithm}"
 
 
 def apply(saved: DictConfig, override: Override) -> None:

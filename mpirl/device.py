@@ -82,6 +82,11 @@ class DeviceBatch:
         self._fields = self._host if self._on_host else {n: t.to(device) for n, t in self._host.items()}
         self._observations = {name: self._fields[name] for name in batch.layout.specs.observation}
         self._frame_stack, self._autocast = model.frame_stack, autocast
+        self._parts = model, device, autocast
+
+    def of(self, other: Trajectory) -> DeviceBatch:
+        """Another batch of the same specs, for the same model."""
+        return DeviceBatch(other, *self._parts)
 
     def load(self, progress: float, random: np.random.Generator) -> Batch:
         """The batch as it is now, on the device."""

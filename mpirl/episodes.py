@@ -31,6 +31,7 @@ class EpisodeTracker:
         self._length = np.zeros(num_lanes, np.int64)
         self._seed = np.full(num_lanes, NO_SEED, np.int64)
         self._start = np.full((num_lanes, 2), -1, np.int64)  # iteration and step of the first observation
+        self._first_version = np.full(num_lanes, -1, np.int64)  # of the weights that played the first step
 
     def update(self, iteration: int, batch: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Take a batch in; rows of the episodes that ended in it, lane by lane."""
@@ -46,22 +47,25 @@ class EpisodeTracker:
                     self._begin(lane, iteration, t, batch)
                     start = t
                 elif t > 0:
-                    self._add(lane, batch["reward"][lane, start:t])
+                    self._add(lane, batch["reward"][lane, start:t], batch["version"][lane])
                     rows.append(self._end(lane, iteration, t, batch))
                     start = t + 1
             if step_type[lane, -1] != StepType.LAST:
-                self._add(lane, batch["reward"][lane, start:])
+                self._add(lane, batch["reward"][lane, start:], batch["version"][lane])
         self.recent.extend((row["return"], row["length"]) for row in rows)
         self.finished += len(rows)
         return rows
 
     def _begin(self, lane: int, iteration: int, t: int, batch: Mapping[str, np.ndarray]) -> None:
         self._return[lane] = self._length[lane] = 0
+        self._first_version[lane] = -1
         self._seed[lane] = batch["seed"][lane, t]
         self._start[lane] = iteration, t
         self.last_id[lane] = batch["episode"][lane, t]
 
-    def _add(self, lane: int, rewards: np.ndarray) -> None:
+    def _add(self, lane: int, rewards: np.ndarray, version: int) -> None:
+        if len(rewards) and not self._length[lane]:
+            self._first_version[lane] = version
         self._return[lane] += rewards.sum(dtype=np.float64)
         self._length[lane] += len(rewards)
 
@@ -78,6 +82,8 @@ class EpisodeTracker:
             "start_step": int(self._start[lane, 1]),
             "end_iteration": iteration,
             "end_step": int(t),
+            "first_version": int(self._first_version[lane]),
+            "last_version": int(batch["version"][lane]),
         }
 
     @property

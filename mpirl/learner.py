@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mpirl import seeds
 from mpirl.accounts import Accounts
-from mpirl.algorithms.base import Algorithm
+from mpirl.algorithms.base import Algorithm, Batch
 from mpirl.archive.base import ArchiveWriter
 from mpirl.device import DeviceBatch, PublishedWeights
 from mpirl.episodes import EpisodeTracker
@@ -61,8 +61,9 @@ class Learner:
         self.steps += gathered
         self._finished_rows = self.episodes.update(command.iteration, self.batch)
         if self.archive:
-            self.archive.write(command.iteration, self.version, self.batch, self._finished_rows)
-            self.accounts.archived += gathered
+            reason = self.archive.write(command.iteration, self.version, self.batch, self._finished_rows)
+            self.accounts.archive(gathered, reason)
+            self.accounts.deleted = dict(self.archive.deleted)
         self.times.lap("archive")
 
     def learn(self, command: Command) -> None:
@@ -81,6 +82,20 @@ class Learner:
         self._weights.publish()
         self.iteration, self.version = command.iteration, self.version + 1
         self.times.lap("learn")
+
+    def refill(self, archived: Iterable[tuple[int, Trajectory]]) -> int:
+        """Have the algorithm take the latest iterations in again, (number, batch) oldest first; return their true steps."""
+        num_steps = 0
+
+        def batches() -> Iterator[Batch]:
+            nonlocal num_steps
+            for iteration, trajectory in archived:
+                random = seeds.generator(self.run_seed, seeds.LEARNING, iteration)
+                yield self._device_batch.of(trajectory).load(0.0, random)
+                num_steps += int(np.count_nonzero(is_step(trajectory["step_type"])))
+
+        self.algorithm.refill(batches())
+        return num_steps
 
     def report(self, command: Command, evaluation: Mapping[str, float] | None) -> Report:
         """What the observers see of the iteration; ends its times."""

@@ -1,32 +1,52 @@
-"""The entry: `python -m mpirl.main`, under mpirun or srun on every rank, or alone."""
+"""The entry: `python -m mpirl.main`, under mpirun or srun on every rank, or alone.
+
+Torch and Hydra take seconds to load, minutes from a cold network file system. So under a launcher MPI comes first: then
+rank 0 sees who is late, and hears what is missing on which host.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from mpirl import environment  # noqa: F401  (first: it says how torch is loaded)
-from mpirl.config import Job, for_each_job
 from mpirl.errors import AgreedError, RankFailed, RankSilent, UserError
-from mpirl.session import PROGRAMS
-from mpirl.transport.base import Group
-from mpirl.transport.launcher import launched_rank, launched_size
-from mpirl.transport.threads import run_threads
+from mpirl.transport.launcher import end_stuck_launcher, launched_rank, launched_size
+from mpirl.transport.startup import HostError, say
+
+if TYPE_CHECKING:  # until `load` has been called, little is there
+    from mpirl.config import Job
+    from mpirl.transport.base import Group
+
+STARTUP_DEADLINE = 300.0  # seconds; of MPI_Init, unless the command line says otherwise
 
 
 def main() -> None:
     """Run the job, or a sweep's jobs, in the world that the launcher made; exits with 0 only if all ended in order."""
     try:
         choice = transport_choice(sys.argv[1:])
-        sys.exit(run_mpi() if choice == "mpi" else for_each_job(run_in_threads))
+        sys.exit(run_mpi() if choice == "mpi" else run_alone())
     except UserError as error:
-        if not launched_rank(os.environ):
-            say(str(error))
-        else:
-            time.sleep(1)  # a launcher ends the world at the first exit: let rank 0 speak
-        sys.exit(2)
+        leave(error, launched_rank(os.environ))
+
+
+def leave(error: UserError, rank: int | None) -> None:
+    """End this process for a mistake. It is printed once for the whole job: by rank 0, unless that may know nothing of it."""
+    if rank:
+        time.sleep(min(5.0, 1 + rank / 2))  # a launcher ends the world at the first exit: let the lowest rank speak
+    is_local = isinstance(error, HostError)
+    if is_local or not rank:
+        say(f"rank {rank}: {error}" if rank else str(error))
+    if is_local and "HYDI_CONTROL_FD" in os.environ:
+        os.kill(os.getpid(), signal.SIGTERM)  # MPICH's launcher lets the others wait for a rank that has just exited
+    sys.exit(2)
 
 
 def transport_choice(arguments: list[str]) -> str:
@@ -34,8 +54,7 @@ def transport_choice(arguments: list[str]) -> str:
 
     It is wanted before the config can be composed: under MPI only rank 0 composes it.
     """
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("transport=")]
-    choice = given[-1] if given else "auto"
+    choice = given(arguments, "transport", "auto")
     if choice not in ("auto", "mpi", "threads"):
         raise UserError(f"transport={choice!r}: choose auto, mpi or threads")
     size = launched_size(os.environ)
@@ -44,47 +63,115 @@ def transport_choice(arguments: list[str]) -> str:
     return ("threads" if size is None else "mpi") if choice == "auto" else choice
 
 
-def run_in_threads(job: Job) -> int:
-    """A world in this process."""
-    return run_threads(job.config["ranks"], lambda group: run(job, group), job.config["deadline"])[0]
+def startup_deadline(arguments: list[str]) -> float:
+    """Seconds that MPI_Init may take. A value that is no number of seconds is told of when the config is composed."""
+    try:
+        seconds = float(given(arguments, "startup_deadline", ""))
+    except ValueError:
+        return STARTUP_DEADLINE
+    return seconds if 0 < seconds < float("inf") else STARTUP_DEADLINE
+
+
+def given(arguments: list[str], key: str, default: str) -> str:
+    """The last value of key=value on the command line."""
+    pairs = (argument.lstrip("+").partition("=") for argument in arguments)
+    return ([default] + [value for name, _, value in pairs if name == key])[-1]
+
+
+def load(*modules: str) -> None:
+    """Import modules of mpirl. Raises HostError if something that they need is not installed here."""
+    try:
+        for module in modules:
+            import_module(module)
+    except ModuleNotFoundError as error:
+        mend = f"install it there for {sys.executable}, or start every rank with the same python"
+        raise HostError(str(error), mend) from error
+
+
+def load_programs() -> None:
+    load("mpirl.config", "mpirl.programs")
+
+
+def run_alone() -> int:
+    """A world of threads in this process."""
+    load_programs()
+    from mpirl.config import for_each_job
+    from mpirl.transport.threads import run_threads
+
+    def run_in_threads(job: Job) -> int:
+        return run_threads(job.config["ranks"], lambda group: run(job, group), job.config["startup_deadline"])[0]
+
+    return for_each_job(run_in_threads)
 
 
 def run_mpi() -> int:
-    """Rank 0 reads the command line and hands each job on; the others follow until there are no more."""
+    """This rank's part in the world that the launcher made."""
+    load("mpirl.transport.mpi")
+    from mpirl.agreement import agree
     from mpirl.transport import mpi
 
-    group = mpi.world()
-    code = 1
-    if group.rank:
-        while (job := group.exchange(None)[0]) is not None:
-            code = run(job, group)
-        group.close()
-        return 0
+    deadline = startup_deadline(sys.argv[1:])
+    group = mpi.world(deadline)
+    group.starting(deadline)
     try:
-        code = for_each_job(lambda job: run(group.exchange(job)[0], group))
+        with ending_the_world(group):
+            agree(group, load_programs)
+        return follow(group) if group.rank else lead(group)
     finally:
-        group.exchange(None)
-        group.close()
-    return code
+        with ending_the_world(group):
+            group.close()
+
+
+def lead(group: Group) -> int:
+    """Rank 0 reads the command line and hands each job on, and at the end None."""
+    from mpirl.config import for_each_job
+
+    try:
+        return for_each_job(lambda job: run(hand_on(job, group), group))
+    finally:
+        hand_on(None, group)
+
+
+def follow(group: Group) -> int:
+    """The other ranks do what rank 0 hands on, until there is no more."""
+    while (job := hand_on(None, group)) is not None:
+        run(job, group)
+    return 0
+
+
+def hand_on(job: Job | None, group: Group) -> Job | None:
+    """* Rank 0's job, on all ranks."""
+    with ending_the_world(group):
+        return group.exchange(job)[0]
 
 
 def run(job: Job, group: Group) -> int:
-    """One rank's part in a job; its exit code. An exception on any rank ends the whole world."""
-    group.deadline = job.config["deadline"]
+    """One rank's part in a job; its exit code."""
+    from mpirl.programs import program
+
     try:
-        PROGRAMS[job.config["program"]](job.config, job.text, group)
+        with ending_the_world(group):
+            group.starting(job.config["startup_deadline"])
+            program(job.config)(job.config, job.text, group)
         return 0
     except AgreedError as error:  # all ranks are here
         if group.rank == 0:
             say(str(error))
         return 2
+
+
+@contextmanager
+def ending_the_world(group: Group) -> Iterator[None]:
+    """An exception inside, on any rank, ends the whole world; but for one that all ranks raise alike."""
+    try:
+        yield
+    except AgreedError:
+        raise
     except Exception as error:
         end_world(error, group)
-        return 1
     except KeyboardInterrupt:
         say(f"interrupted on rank {group.rank}")
         group.abort(130)
-        return 130
 
 
 def end_world(error: Exception, group: Group) -> None:
@@ -92,6 +179,8 @@ def end_world(error: Exception, group: Group) -> None:
     message = describe(error, group)
     group.fail(message)
     say(message)
+    if isinstance(error, RankSilent):  # a host may have gone, which mpirun would wait for
+        end_stuck_launcher(os.environ)
     group.abort(1)
 
 
@@ -102,10 +191,6 @@ def describe(error: Exception, group: Group) -> str:
     if isinstance(error, (UserError, RankSilent, FloatingPointError)):
         return str(error)
     return f"rank {group.rank} on host {group.host} failed:\n{''.join(traceback.format_exception(error)).rstrip()}"
-
-
-def say(message: str) -> None:
-    print(f"mpirl: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

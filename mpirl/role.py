@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,15 +16,19 @@ import torch
 from mpirl import seeds
 from mpirl.agreement import agree
 from mpirl.archive.base import ArchiveWriter
-from mpirl.assembly import LazyEmulator, agree_on_emulator, agree_on_precision, draw_noise, make_emulator, make_model
+from mpirl.assembly import LazyEmulator, agree_on_emulator, agree_on_precision, draw_noise, make_model
 from mpirl.build import build
 from mpirl.checkpoint import Checkpoints
 from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, is_small, pinned
 from mpirl.emulators.base import EmulatorBatch
+from mpirl.emulators.lanes import make_emulator
 from mpirl.episodes import EpisodeTracker, first_episodes
+from mpirl.inheritance import initialize
 from mpirl.learner import Learner
 from mpirl.models.base import Model
-from mpirl.placement import Plan, RankInfo, make_plan, single_threaded
+from mpirl.errors import UserError
+from mpirl.plan import Plan, make_plan, plan_alone, single_threaded
+from mpirl.rankinfo import RankInfo
 from mpirl.policies.local import LocalPolicy
 from mpirl.trajectory import Layout, Trajectory
 from mpirl.transport.base import Group
@@ -63,11 +69,28 @@ class Role:
 
 
 def plan_world(config: Mapping[str, Any], group: Group) -> Plan:
-    """* Exchange what every rank sees of itself, and plan."""
+    """* Exchange what every rank sees of itself, plan, and take this rank's cores and GPUs."""
     ranks = group.exchange(RankInfo.here(group.rank, group.host))
-    plan, _ = agree(group, lambda: make_plan(ranks, config["placement"]))
+    is_alone = group.size == 1 and config["program"] == "offline"  # nobody has to play
+    settings = config["placement"]
+    plan, _ = agree(group, lambda: plan_alone(*ranks, settings) if is_alone else make_plan(ranks, settings))
+    agree(group, lambda: take_seat(plan, group.rank))
     group.patient = plan.patient[group.rank]
     return plan
+
+
+def take_seat(plan: Plan, rank: int) -> None:
+    """Bind this rank to its cores, and let the libraries and simulators of a worker see its GPUs only."""
+    if plan.bound[rank]:
+        try:
+            os.sched_setaffinity(0, plan.cores[rank])
+        except OSError as error:
+            raise UserError(
+                f"cores {list(plan.cores[rank])} cannot be had on {plan.hosts[rank]} ({error.strerror}): "
+                "mend the cores in placement.rules, or write placement.bind=launcher"
+            ) from error
+    if plan.gpus[rank] is not None and threading.current_thread() is threading.main_thread():  # else it is the learner's process
+        os.environ["CUDA_VISIBLE_DEVICES"] = plan.gpus[rank]
 
 
 def take_role(
@@ -128,6 +151,8 @@ def add_learner(
     )
     if state:
         role.learner.load_state_dict(state)
+    elif config["init_from"]:
+        initialize(weights, config)
     group.stopwatch = role.learner.times
     role.weights = weights.array
 
@@ -161,7 +186,7 @@ def add_worker(
     role.worker = make_worker(emulator, trajectory=role.trajectory, lanes=lanes, noise=noise, say=say)
     short = replace(layout, steps=EVALUATION_STEPS)
     role.evaluator = make_worker(
-        LazyEmulator(emulator, lambda: make_emulator(config, num_lanes)),
+        LazyEmulator(emulator, lambda: make_emulator(config, num_lanes, plan.emulator[group.rank])),
         trajectory=Trajectory.allocate(short, num_lanes),
         lanes=replace(lanes, index=np.zeros(num_lanes, np.int64), stream=seeds.EVALUATION),
         noise=None,

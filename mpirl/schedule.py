@@ -93,7 +93,7 @@ class Schedule:
 
 
 class Signals:
-    """While entered, USR1, TERM and INT ask the schedule to stop after the iteration; a second INT interrupts at once.
+    """While entered, USR1 (held back until then by `environment`), TERM and INT ask the schedule to stop after the iteration; a second INT interrupts at once.
 
     With schedule None (workers) they are ignored: rank 0 ends the run for all. Python allows this in main threads only.
     """
@@ -106,9 +106,11 @@ class Signals:
     def __enter__(self) -> Signals:
         handler = self._stop if self.schedule else signal.SIG_IGN
         self._before = {number: signal.signal(number, handler) for number in self.NUMBERS}
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)  # what came before now is handled now
         return self
 
     def __exit__(self, *exception: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

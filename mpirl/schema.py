@@ -9,10 +9,14 @@ from typing import Any, Optional
 @dataclass
 class Placement:
     lanes_per_worker: int = 4
+    lanes_per_host: Optional[int] = None
     lanes_total: Optional[int] = None
     lanes: Optional[list[int]] = None
     learner_threads: Optional[int] = None
     worker_threads: Optional[int] = None
+    bind: str = "auto"
+    worker_gpus: Any = None  # a list, or "inherit"
+    rules: Any = None  # a list of mappings; mpirl/rules.py checks them
 
 
 @dataclass
@@ -36,6 +40,20 @@ class Archive:
     segment_iterations: int = 64
     segment_bytes: int = 2**26
     segment_seconds: float = 60
+    content: str = "all"
+    every: int = 1
+    min_return_quantile: Optional[float] = None
+    max_bytes: Optional[int] = None
+
+
+@dataclass
+class Offline:
+    archive: Any = None  # a place, or a list of them
+    epochs: int = 10
+    validation: float = 0.1
+    steps_per_iteration: int = 16384
+    buffer_steps: int = 65536
+    evaluate_every: int = 1
 
 
 @dataclass
@@ -51,8 +69,10 @@ class Schema:
     name: str = ""
     trial: str = ""
     run_dir: str = ""
-    resume: bool = False
+    resume: Any = False  # a bool, or "auto"
     overwrite: bool = False
+    init_from: Optional[str] = None
+    dry_run: bool = False
     seed: int = 1
     total_steps: Any = 1  # an int; 1e6 is fine too
     steps: int = 1
@@ -60,6 +80,8 @@ class Schema:
     transport: str = "auto"
     ranks: int = 2
     deadline: float = 300
+    startup_deadline: float = 300
+    allow_differences: Any = None  # a list of items, or "all"
     device: str = "auto"
     precision: str = "auto"
     placement: Placement = field(default_factory=Placement)
@@ -67,6 +89,8 @@ class Schema:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     archive: Archive = field(default_factory=Archive)
     console: Console = field(default_factory=Console)
+    offline: Offline = field(default_factory=Offline)
+    online: Any = None
     emulator: Any = None
     model: Any = None
     algorithm: Any = None

@@ -1,13 +1,12 @@
-"""The programs: a training run and an evaluation from start to end, around the loop."""
+"""A training run from start to end, around the loop."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,41 +15,59 @@ import mpirl
 from mpirl import checkpoint
 from mpirl.agreement import agree
 from mpirl.archive.base import ArchiveWriter
-from mpirl.archive.writer import SegmentWriter, resume_at
-from mpirl.evaluation import evaluate
+from mpirl.archive.latest import latest
+from mpirl.archive.resume import resume_at
+from mpirl.archive.writer import SegmentWriter
+from mpirl.errors import UserError
+from mpirl.identity import Identity, check_alike, config_hash, user_modules
 from mpirl.loop import train
 from mpirl.observers.base import Observer, Outcome
 from mpirl.observers.console import Console
 from mpirl.observers.log import Log
-from mpirl.observers.status import Status, replace_file
+from mpirl.observers.status import Status
 from mpirl.observers.tensorboard import TensorBoard
-from mpirl.placement import Plan
+from mpirl.plan import Plan
+from mpirl.rearguard import rearguard
 from mpirl.role import Role, plan_world, take_role
 from mpirl.rundir import RunDirectory, close_log, open_log
-from mpirl.schedule import Command, Schedule, Signals
+from mpirl.schedule import Schedule, Signals
 from mpirl.trajectory import Layout
 from mpirl.transport.base import Group
 
 Config = Mapping[str, Any]
 
 
-def run_training(config: Config, text: str, group: Group) -> None:
-    """* Train from start, or from the latest checkpoint with resume=true, until the schedule stops the run."""
+def run_training(
+    config: Config,
+    text: str,
+    group: Group,
+    take: Callable[..., Role] = take_role,
+    schedule_of: Callable[[Config, Role], Schedule] | None = None,
+    loop: Callable[..., None] = train,
+) -> None:
+    """* Train from start, or from the latest checkpoint with resume=true, until the schedule stops the run.
+
+    take, schedule_of, loop: what stands for `take_role`, `make_schedule` and `train` in another kind of training.
+    """
     directory = RunDirectory(Path(config["run_dir"]))
     plan = plan_world(config, group)
+    identity = check_identity(config, group, plan)
     state = agree(group, lambda: open_run(directory, config, text) if group.rank == 0 else None)[0]
-    log = open_log(directory.logs, group.rank, facts(plan, group))
+    log = open_log(directory.logs, group.rank, {**facts(plan, group), **identity.as_dict()})
     role, observers = None, []
     try:
-        role = take_role(config, group, plan, state, lambda layout: open_archive(directory, config, plan, layout), log.info)
-        schedule = make_schedule(config)
+        role = take(config, group, plan, state, lambda layout: open_archive(directory, config, plan, identity, layout), log.info)
+        schedule = (schedule_of or make_schedule)(config, role)
         if role.learner:
             directory.keep()
-            observers = make_observers(directory, config, role, log)
+            observers = make_observers(directory, config, role, identity, log)
             introduce(config, role, state)
-        with signals(schedule, group):
-            train(role, group, schedule, observers)
-        finish(role, schedule, observers, directory)
+            if state and role.learner.algorithm.replay_size:
+                refill(role, directory)
+        group.started(config["deadline"])
+        with rearguard(role.learner, role.checkpoints, directory, os.environ) as guards, signals(schedule, group):
+            loop(role, group, schedule, [*observers, *guards])
+            finish(role, schedule, observers, directory)
         log.info("end")
     except BaseException as error:
         log.exception("failed")
@@ -62,12 +79,26 @@ def run_training(config: Config, text: str, group: Group) -> None:
         directory.release()
 
 
+def check_identity(config: Config, group: Group, plan: Plan) -> Identity:
+    """* This rank's versions and hashes, after they were found to be those of all; rank 0 warns of what differs harmlessly."""
+    mine = Identity.here(group.library, config_hash(config), user_modules(config))
+    identities = group.exchange(mine)
+    found, _ = agree(group, lambda: check_alike(identities, plan.hosts, config["allow_differences"]))
+    for warning in found if group.rank == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    return mine
+
+
 def open_run(directory: RunDirectory, config: Config, text: str) -> dict[str, Any] | None:
     """Rank 0: take the run directory; the state to resume from, if any."""
     if not config["resume"]:
         directory.create(text, config["overwrite"])
         return None
     directory.resume()
+    if config["resume"] == "auto" and not checkpoint.numbered(directory.checkpoints):
+        aside = resume_at(directory.archive, 0) if directory.archive.is_dir() else 0
+        print(f"started {directory.path} anew: it has no checkpoint; {aside} iterations of its archive set aside", flush=True)
+        return None
     path, state = checkpoint.load(directory.checkpoints)
     aside = resume_at(directory.archive, state["iteration"]) if directory.archive.is_dir() else 0
     set_aside = f"; {aside} later iterations of the archive set aside in {directory.archive}" if aside else ""
@@ -79,11 +110,13 @@ def open_run(directory: RunDirectory, config: Config, text: str) -> dict[str, An
     return state
 
 
-def make_schedule(config: Config) -> Schedule:
+def make_schedule(config: Config, role: Role) -> Schedule:
     return Schedule(config["total_steps"], config["evaluation"]["every"], config["checkpoint"]["every"], config["max_time"])
 
 
-def open_archive(directory: RunDirectory, config: Config, plan: Plan, layout: Layout) -> ArchiveWriter | None:
+def open_archive(
+    directory: RunDirectory, config: Config, plan: Plan, identity: Identity, layout: Layout
+) -> ArchiveWriter | None:
     """Rank 0: the writer of the run's archive, None where it is switched off."""
     settings = {key: value for key, value in config["archive"].items() if key != "enabled"}
     if not config["archive"]["enabled"]:
@@ -93,11 +126,15 @@ def open_archive(directory: RunDirectory, config: Config, plan: Plan, layout: La
         "seed": config["seed"],
         "lane_rank": plan.lane_rank,
         "lane_host": [plan.hosts[rank] for rank in plan.lane_rank],
+        "rank_emulator": [dict(changes) for changes in plan.emulator],
+        "versions": {name: value for name, value in identity.as_dict().items() if value is not None},
     }
     return SegmentWriter(directory.archive, layout, header, **settings)
 
 
-def make_observers(directory: RunDirectory, config: Config, role: Role, log: logging.Logger) -> list[Observer]:
+def make_observers(
+    directory: RunDirectory, config: Config, role: Role, identity: Identity, log: logging.Logger
+) -> list[Observer]:
     """Rank 0: those who watch the run."""
     assert role.learner is not None
     header = {
@@ -106,10 +143,13 @@ def make_observers(directory: RunDirectory, config: Config, role: Role, log: log
         "trial": str(config["trial"]),
         "pid": os.getpid(),
         "version_of_mpirl": mpirl.__version__,
+        "identity": identity.as_dict(),
         "hosts": list(role.plan.hosts),
         "lanes": list(role.plan.lanes),
         "threads": list(role.plan.threads),
         "precision": role.precision,
+        "weights_bytes": role.weights.nbytes,
+        "batch_bytes": role.batch.nbytes,
         "resumed_at_iteration": role.learner.iteration,
         "warnings": list(role.plan.warnings),
     }
@@ -133,6 +173,19 @@ def introduce(config: Config, role: Role, state: Mapping[str, Any] | None) -> No
     )
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def refill(role: Role, directory: RunDirectory) -> None:
+    """Rank 0, when a run goes on: fill the algorithm's replay buffer from the archive."""
+    assert role.learner is not None
+    wanted = role.learner.algorithm.replay_size
+    try:
+        found = role.learner.refill(latest(directory.archive, wanted, role.layout))
+    except UserError as error:
+        found = 0
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+    rest = "" if found else ": play fills it anew"
+    print(f"replay buffer: {found:,} of {role.learner.steps:,} steps taken from the archive{rest}", flush=True)
 
 
 def finish(role: Role, schedule: Schedule, observers: list[Observer], directory: RunDirectory) -> None:
@@ -163,27 +216,6 @@ def attempt(action) -> None:
         print(f"mpirl: while ending: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def run_evaluation(config: Config, text: str, group: Group) -> None:
-    """* Play greedy episodes with a saved run's weights; rank 0 prints the statistics and writes evaluation.json."""
-    directory = RunDirectory(Path(config["run_dir"]))
-    plan = plan_world(config, group)
-    which = str(config["evaluation"]["checkpoint"])
-    loaded = agree(group, lambda: checkpoint.load(directory.checkpoints, which) if group.rank == 0 else None)[0]
-    role = take_role(config, group, plan, loaded[1] if loaded else None)
-    group.broadcast(role.weights)
-    result = evaluate(role, group, Command(iteration=0, version=0))
-    role.close()
-    if loaded and result:
-        path, state = loaded
-        print(
-            f"evaluated {path} ({state['steps']:,} steps): mean return {result['mean_reward']:.2f} +- "
-            f"{result['std_reward']:.2f} over {result['episodes']} greedy episodes, mean length {result['mean_ep_length']:.1f}",
-            flush=True,
-        )
-        content = {"checkpoint": str(path), "steps": state["steps"], "iteration": state["iteration"], **result}
-        replace_file(directory.path / "evaluation.json", json.dumps(content, indent=2) + "\n")
-
-
 def signals(schedule: Schedule, group: Group):
     """Signals are for main threads; where ranks are threads, rank 0 has it."""
     if threading.current_thread() is not threading.main_thread():
@@ -203,5 +235,3 @@ def facts(plan: Plan, group: Group) -> dict[str, Any]:
         "threads": plan.threads[rank],
     }
 
-
-PROGRAMS = {"train": run_training, "evaluate": run_evaluation}

@@ -53,6 +53,7 @@ class Run:
         self.model = copy.deepcopy(model)
         self.algorithm = make(self.model, specs)
         self.statistics: list[dict[str, float]] = []
+        self.batches: list[Batch] = []
 
     def weights(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.model.parameters()]
@@ -75,10 +76,11 @@ class Run:
         finite = all(torch.isfinite(weight).all() for weight in self.weights())
         assert finite, f"parameters are not finite after a batch of {num_steps} true steps"
         self.statistics.append(statistics)
+        self.batches.append(batch)
         return self
 
     def resumed(self) -> Run:
-        """A run that starts from this one's parameters and a saved and loaded state_dict."""
+        """A run that starts from this one's parameters, a saved and loaded state_dict, and the batches if it asks for them."""
         file = io.BytesIO()
         torch.save(self.algorithm.state_dict(), file)
         file.seek(0)
@@ -88,6 +90,8 @@ class Run:
         except Exception as error:
             raise AssertionError(f"state_dict cannot be loaded with weights_only=True: {error}") from error
         run.algorithm.load_state_dict(state)
+        if run.algorithm.replay_size:
+            run.algorithm.refill(self.batches)
         run.statistics = list(self.statistics)
         return run
 

@@ -24,6 +24,24 @@ def test_a_lost_or_doubled_step_is_noticed(name, difference):
         accounts.check(archived=True)
 
 
+def test_thinned_steps_count_as_archived_and_deleted_ones_were():
+    accounts = Accounts(10, 10, 10)
+    accounts.archive(7, "")
+    accounts.archive(2, "by archive.every=2")
+    accounts.archive(1, "by archive.every=2")
+    accounts.deleted = {"by archive.max_bytes=9": 7}
+    accounts.check(archived=True)
+    assert str(accounts).endswith("archived 7, thinned 3 by archive.every=2, deleted 7 by archive.max_bytes=9, dropped 0")
+    assert Accounts.from_state(accounts.state_dict()) == accounts
+    accounts.deleted = {"by archive.max_bytes=9": 8}
+    with pytest.raises(RuntimeError, match="do not balance"):
+        accounts.check(archived=True)
+
+
+def test_a_state_from_before_thinning_comes_back():
+    assert Accounts.from_state({"collected": 1, "gathered": 1, "learned": 1, "archived": 1, "dropped": {}}) == Accounts(1, 1, 1, 1)
+
+
 def test_without_an_archive_nothing_needs_to_be_archived():
     Accounts(10, 10, 10, 0).check(archived=False)
     with pytest.raises(RuntimeError):

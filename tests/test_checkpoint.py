@@ -10,8 +10,8 @@ import pytest
 import torch
 from learning import Recorder, fill, make_learner
 
-from mpirl import checkpoint
-from mpirl.checkpoint import Checkpoints, load, numbered, write_atomically
+from mpirl import files
+from mpirl.checkpoint import Checkpoints, load, numbered, state_of, write
 from mpirl.errors import UserError
 from mpirl.schedule import Command
 
@@ -43,6 +43,14 @@ def test_a_learner_comes_back_as_it_was_saved(tmp_path, learner):
     assert (resumed.iteration, resumed.version, resumed.steps) == (3, 3, 21)
     assert torch.equal(resumed._weights.flat.vector, learner._weights.flat.vector)
     assert resumed.accounts == learner.accounts and resumed.episodes.mean_return == learner.episodes.mean_return
+
+
+def test_a_state_taken_earlier_can_be_saved(tmp_path, learner):
+    advance(learner, 2)
+    state = state_of(learner)
+    advance(learner)
+    assert Checkpoints(tmp_path).save_state(state) == tmp_path / "00000002.pt"
+    assert load(tmp_path)[1]["accounts"] == state["accounts"] and names(tmp_path) == ["00000002.pt", "best.pt"]
 
 
 def test_the_last_few_and_the_best_are_kept(tmp_path, learner):
@@ -152,7 +160,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, learner, monkeypa
 
     advance(learner)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, failing, full)
+        patch.setattr(files.os, failing, full)
         with pytest.raises(UserError, match="00000002.pt cannot be written: No space left on device; free space"):
             checkpoints.save(learner)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -163,14 +171,14 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path, learner, monkeypa
 KILL_WRITERS = """
 import os, signal, sys, time, torch
 from pathlib import Path
-from mpirl.checkpoint import write_atomically
+from mpirl.checkpoint import write
 path = Path("00000001.pt")
 for victim in range(1, 6):
     writer = os.fork()
     number = 0
     while writer == 0:
         number += 1
-        write_atomically(path, {"format": 1, "numbers": torch.full((300_000,), float(number))})
+        write(path, {"format": 1, "numbers": torch.full((300_000,), float(number))})
     while not path.exists():
         time.sleep(0.001)
     time.sleep(0.002 * victim)
@@ -191,5 +199,5 @@ def test_a_kill_while_writing_leaves_a_whole_file(tmp_path):
 
 def test_leftovers_of_a_killed_writer_are_no_checkpoints(tmp_path):
     (tmp_path / "00000009.pt.part").write_bytes(b"half")
-    write_atomically(tmp_path / "00000003.pt", {"format": 1})
+    write(tmp_path / "00000003.pt", {"format": 1})
     assert [path.name for path in numbered(tmp_path)] == ["00000003.pt"]

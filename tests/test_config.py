@@ -198,6 +198,37 @@ def test_a_resumed_run_has_the_saved_config_with_the_command_lines_changes(one, 
     }
 
 
+def test_resume_auto_resumes_what_there_is_and_starts_what_is_not(one, saved):
+    assert one("resume=auto", "emulator=catch", "run_dir=none")["resume"] is False
+    saved("run", seed=9)
+    config = one("resume=auto", "run_dir=run")
+    assert config["resume"] == "auto" and config["seed"] == 9
+
+
+def test_resume_auto_ends_at_once_where_all_steps_are_done(jobs, one, saved, tmp_path):
+    saved("run", total_steps=1000)
+    (tmp_path / "run/COMPLETED").write_text("iteration 3, 1024 steps\n")
+    found, code, messages = jobs("resume=auto", "run_dir=run")
+    assert (found, code) == ([], 0) and "run is complete (iteration 3, 1024 steps): nothing to do" in messages
+    assert one("resume=auto", "run_dir=run", "total_steps=2000")["total_steps"] == 2000
+
+
+def test_a_wrong_resume_is_told_the_choices(refused):
+    assert "resume='yes please': choose true, false or auto" in refused("resume='yes please'", "emulator=catch")
+
+
+def test_rules_of_the_placement_take_any_key_of_the_emulator_and_no_other(one, refused):
+    rules = one("emulator=catch", "placement.rules=[{ranks: 1, emulator: {columns: 7}}]")["placement"]["rules"]
+    assert rules == [{"ranks": 1, "emulator": {"columns": 7}}]
+    message = refused("emulator=catch", "placement.rules=[{ranks: 1, emulator: {colums: 7}}]")
+    assert "unknown key placement.rules[0].emulator.colums (did you mean 'columns'?)" in message
+
+
+def test_a_placement_config_brings_its_rules(one):
+    config = one("placement=sticky_first", "placement.lanes_total=8")["placement"]
+    assert config["rules"][0]["ranks"] == 1 and config["lanes_total"] == 8
+
+
 def test_a_saved_run_is_found_by_the_settings_that_named_it(one, saved):
     saved("runs/A-B/3", name="A-B", trial="3", seed=3, steps=7)
     config = one("emulator=catch", "name=A/B", "seed=3", "resume=true")

@@ -13,7 +13,9 @@ from mpirl.schema import Schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
-COMMANDS = sorted({line.split("#")[0].strip() for page in PAGES[:1] for line in page.read_text().splitlines() if "mpirl.main" in line})
+STARTED = re.compile(r"mpirl\.main|launch/slurm[\w-]*\.sbatch")  # what settings follow
+LINES = [line for page in (ROOT / "README.md", ROOT / "docs/deployment.md") for line in page.read_text().splitlines()]
+COMMANDS = sorted({line.split("#")[0].strip() for line in LINES if line.startswith("    ") and STARTED.search(line)})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -31,8 +33,8 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_settings_of_the_commands_exist(command):
     assert COMMANDS
-    words = shlex.split(command)
-    settings = [word for word in words[words.index("mpirl.main") + 1 :] if re.match(r"[\w.]+=", word)] if "mpirl.main" in words else []
+    words = shlex.split(STARTED.split(command, maxsplit=1)[1])
+    settings = [word for word in words if re.match(r"[\w.]+=", word)]
     overrides = [setting for setting in settings if not re.match(r"seed=.*,", setting)]
     ConfigStore.instance().store(name="mpirl_schema", node=Schema)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

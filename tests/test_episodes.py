@@ -37,11 +37,12 @@ class Lane:
                 yield self.episode[moment], self.seed[start], total, moment - start, reason, start, moment
 
 
-def batch_of(lanes, start, end):
-    """The batch whose o_0 is moment `start` and whose o_T is moment `end`."""
+def batch_of(lanes, start, end, version=0):
+    """The batch whose o_0 is moment `start` and whose o_T is moment `end`, played by weights of `version`."""
     cut = lambda name, end: np.array([getattr(lane, name)[start:end] for lane in lanes])
     fields = {name: cut(name, end + 1) for name in ("step_type", "episode", "seed")}
-    return fields | {name: cut(name, end).astype(np.float32) for name in ("reward", "discount")}
+    fields |= {name: cut(name, end).astype(np.float32) for name in ("reward", "discount")}
+    return fields | {"version": np.full(len(lanes), version)}
 
 
 def cuts(random, length):
@@ -87,6 +88,17 @@ def test_an_episode_that_starts_at_the_last_moment_is_begun_once():
     (row,) = tracker.update(2, batch_of([lane], 2, 4))
     assert (row["id"], row["seed"], row["return"], row["length"], row["reason"]) == (1, 6, 6.0, 2, "truncated")
     assert (row["start_iteration"], row["start_step"], row["end_step"]) == (1, 2, 2)
+
+
+def test_versions_are_those_of_the_first_and_the_last_step():
+    lane = Lane(np.random.default_rng(0), 0, 1, 0)
+    lane.step_type, lane.episode = [FIRST, LAST, FIRST, MID, MID, LAST, FIRST, LAST], [0, 0, 1, 1, 1, 1, 2, 2]
+    lane.seed, lane.reward, lane.discount = [NO_SEED] * 8, [1.0] * 7, [1.0] * 7
+    tracker, versions = EpisodeTracker([1]), []
+    for version, (start, end) in enumerate([(0, 2), (2, 3), (3, 6), (6, 7)], start=7):  # episode 1 begins with o_T of the first
+        rows = tracker.update(1, batch_of([lane], start, end, version))
+        versions += [(row["first_version"], row["last_version"]) for row in rows]
+    assert versions == [(7, 7), (8, 9), (10, 10)]
 
 
 def test_means_are_over_the_last_100_episodes_and_none_before_the_first():

@@ -73,6 +73,19 @@ def test_every_batch_goes_to_the_archive_with_its_iteration_version_and_episodes
     assert archive.events == ["close"]
 
 
+def test_what_the_archive_leaves_out_or_deletes_is_accounted_for():
+    class Thinned(Recorder):
+        deleted = {"by age": 3}
+
+        def write(self, iteration, *others):
+            return "" if iteration % 2 else "by rule"
+
+    learner = make_learner(archive=Thinned())
+    train(learner, 4)
+    assert (learner.accounts.archived, learner.accounts.thinned) == (2 * STEPS_PER_BATCH, {"by rule": 2 * STEPS_PER_BATCH})
+    assert learner.accounts.deleted == {"by age": 3}
+
+
 def test_progress_follows_the_steps_and_ends_at_1():
     learner = make_learner(total_steps=2 * STEPS_PER_BATCH)
     train(learner, 4)

@@ -5,13 +5,15 @@ import copy
 import numpy as np
 import pytest
 
-from mpirl import assembly as assembly_module
+from mpirl.emulators import lanes as lanes_module
 from mpirl.emulators.catch import Catch
 from mpirl.errors import AgreedError
 from mpirl.role import plan_world, take_role
 from mpirl.transport.threads import run_threads
 
 CONFIG = {
+    "program": "train",
+    "init_from": None,
     "seed": 1,
     "total_steps": 1000,
     "steps": 4,
@@ -96,6 +98,6 @@ def test_mistakes_are_raised_on_all_ranks_alike(changes, message):
 def test_workers_with_different_emulators_are_refused(monkeypatch):
     sizes = iter([4, 5])
     settings = lambda node, where, provided: (Catch, {"rows": next(sizes), "columns": 3})
-    monkeypatch.setattr(assembly_module, "settings_of", settings)
+    monkeypatch.setattr(lanes_module, "settings_of", settings)
     messages = roles(config())
     assert len(set(messages)) == 1 and "the emulators differ: rank 1 on" in messages[0]

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from mpirl import rundir
 from mpirl.errors import UserError
 from mpirl.rundir import COMPLETED, CONFIG, RunDirectory, close_log, open_log
 
@@ -114,6 +116,26 @@ def test_a_run_that_is_going_keeps_others_out(path):
     assert (path / CONFIG).exists()
     first.release()
     RunDirectory(path).resume()
+
+
+def test_a_run_that_was_told_to_stop_gets_the_time_to_save(path, capsys):
+    first, second = RunDirectory(path), RunDirectory(path)
+    first.create("", overwrite=False)
+    os.write(first.lock_descriptor, b"saving")
+    threading.Timer(1.2, first.release).start()
+    second.resume()
+    assert "is still saving; waiting for it" in capsys.readouterr().out
+    with pytest.raises(UserError, match="in use by a run that is still going"):
+        RunDirectory(path).resume()  # at once: the text went with the run that wrote it
+
+
+def test_a_run_that_saves_for_too_long_is_not_waited_for(path, monkeypatch):
+    monkeypatch.setattr(rundir, "SAVING", 0.2)
+    first = RunDirectory(path)
+    first.create("", overwrite=False)
+    os.write(first.lock_descriptor, b"saving")
+    with pytest.raises(UserError, match="in use by a run that is still going"):
+        RunDirectory(path).resume()
 
 
 def test_resume_needs_a_run(path):

@@ -5,6 +5,8 @@ Slot t with step_type[:, t] == LAST is a seam: nothing was decided, and nothing 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,23 @@ def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     variance = target.var(correction=0)
     ratio = (target - prediction).var(correction=0) / variance
     return torch.where(variance > 0, 1 - ratio, torch.nan)
+
+
+def advantage_weights(advantage: Tensor, beta: float, largest: float) -> Tensor:
+    """exp(A / beta), at most `largest` (Peng et al. 2019, "Advantage-Weighted Regression", section 3.3)."""
+    return (advantage / beta).clamp(max=math.log(largest)).exp()
+
+
+def step_advantage(
+    reward: Tensor, discount: Tensor, value: Tensor, return_to_go: Tensor, steps_to_go: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """DigiRL's step-level advantages [N, T] (Bai et al. 2024, section 4.2): Monte Carlo near the end, one-step far from it.
+
+    A_h = lam^(H-h) (G_h - V_h) + (1 - lam^(H-h)) (r_h + gamma V_{h+1} - V_h), where H is the last step. The paper's only
+    reward is a success at H, and its Monte Carlo term is that alone; with rewards at any step it needs the baseline V_h.
+    reward, discount: [N, T]. value, return_to_go (G), steps_to_go (H - h + 1): [N, T+1].
+    """
+    monte_carlo = return_to_go[:, :-1] - value[:, :-1]
+    one_step = reward + gamma * discount * value[:, 1:] - value[:, :-1]
+    share = lam ** (steps_to_go[:, :-1] - 1).clamp(min=0)
+    return share * monte_carlo + (1 - share) * one_step

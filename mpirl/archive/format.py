@@ -1,4 +1,4 @@
-"""The segment format, version 1: names, attributes, chunks and filters. docs/archive.md describes it for readers."""
+"""The segment format, version 2: names, attributes, chunks and filters. docs/archive.md describes it for readers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpirl.specs import ArraySpec, Specs
 from mpirl.trajectory import NO_SEED, Field, Layout
 
 FORMAT = "mpirl.archive"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 OWN_NAMES = ("iteration", "learner_version", "episodes")  # of a segment; no field may have them
 
@@ -31,8 +31,26 @@ EPISODE_COLUMNS: dict[str, str] = {
     "start_step": "int64",
     "end_iteration": "int64",
     "end_step": "int64",
+    "task": "str",
+    "settings": "str",
+    "first_version": "int64",
+    "last_version": "int64",
 }
-EPISODE_DEFAULTS: dict[str, Any] = {"host": "", "seed": NO_SEED, "start_iteration": -1, "start_step": -1}
+EPISODE_DEFAULTS: dict[str, Any] = {
+    "host": "",
+    "seed": NO_SEED,
+    "start_iteration": -1,
+    "start_step": -1,
+    "task": "",
+    "settings": "{}",
+    "first_version": -1,
+    "last_version": -1,
+}
+"""Of what a row may lack; the last four, all segments of version 1 lack."""
+
+CONTENTS = ("all", "actions")
+REPLAYED = ("step_type", "action", "reward", "discount", "episode", "seed", "version", "collected")
+"""The fields that suffice to play an archive again: those that content="actions" has."""
 
 FRAMES_PER_CHUNK = 16
 LARGE_FRAME = 1024  # bytes; smaller ones share a chunk with all lanes
@@ -58,14 +76,12 @@ def specs_from_json(text: str) -> Specs:
 
 def layout_to_attributes(layout: Layout) -> dict[str, Any]:
     """The root attributes from which `layout_from_attributes` makes an equal layout."""
-    table = {name: {"shape": list(entry.shape), "dtype": entry.dtype} for name, entry in layout.table().items()}
     return {
         "steps": layout.steps,
         "context": layout.context,
         "core": layout.core,
         "extras": json.dumps(_specs_to_plain(layout.extras)),
         "specs": specs_to_json(layout.specs),
-        "table": json.dumps(table),
     }
 
 
@@ -80,17 +96,50 @@ def layout_from_attributes(attributes: Mapping[str, Any]) -> Layout:
     )
 
 
+def stored_table(layout: Layout, content: str) -> dict[str, Field]:
+    """The field table of what an archive with this content stores. Raises UserError for a content that there is not."""
+    check_content(content)
+    return {name: entry for name, entry in layout.table().items() if content == "all" or name in REPLAYED}
+
+
+def check_content(content: str) -> None:
+    if content not in CONTENTS:
+        raise UserError(f"archive.content={content!r} is unknown: choose {' or '.join(CONTENTS)}")
+
+
+def table_to_json(table: Mapping[str, Field]) -> str:
+    """The attribute from which `table_from_attributes` makes an equal table."""
+    return json.dumps({name: {"shape": list(entry.shape), "dtype": entry.dtype} for name, entry in table.items()})
+
+
 def table_from_attributes(attributes: Mapping[str, Any]) -> dict[str, Field]:
-    """The field table as it was when the segment was written."""
+    """The field table of what the segment stores, as it was when it was written."""
     return {name: Field(tuple(entry["shape"]), entry["dtype"]) for name, entry in json.loads(attributes["table"]).items()}
 
 
-def episode_row(row: Mapping[str, Any], host: str = "") -> dict[str, Any]:
-    """A row of the episode table with every column; `host` and the defaults stand in for what is missing or None."""
+def episode_row(row: Mapping[str, Any], of_lane: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A row of the episode table with every column; `of_lane` and the defaults stand in for what is missing or None."""
     known = {name: value for name, value in row.items() if value is not None}
-    full = {**EPISODE_DEFAULTS, "host": host, **known}
+    full = {**EPISODE_DEFAULTS, **(of_lane or {}), **known}
     assert full.keys() == EPISODE_COLUMNS.keys(), f"episode row {dict(row)}: the columns are {list(EPISODE_COLUMNS)}"
     return full
+
+
+def players(header: Mapping[str, Any]) -> dict[int, dict[str, str]]:
+    """What the episode table says of each lane: its host, and as JSON text the emulator's settings that differ there."""
+    changes, players = header.get("rank_emulator") or (), {}
+    for lane, host in enumerate(header.get("lane_host", ())):
+        players[lane] = {"host": host}
+    for lane, rank in enumerate(header.get("lane_rank", ())):
+        settings = changes[rank] if rank < len(changes) else {}
+        players.setdefault(lane, {})["settings"] = json.dumps(settings, sort_keys=True)
+    return players
+
+
+def check_names(layout: Layout) -> None:
+    for name in layout.table():
+        if name in OWN_NAMES:
+            raise UserError(f"the archive has its own {name!r}: rename that extra of the emulator or algorithm")
 
 
 def chunk_shape(num_lanes: int, entry: Field) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mpirl.archive.format import (
     EPISODE_COLUMNS,
+    EPISODE_DEFAULTS,
     FORMAT,
     FORMAT_VERSION,
     layout_from_attributes,
@@ -47,7 +48,9 @@ def read_archive(directory: str | Path) -> Iterator[tuple[int, int, Trajectory]]
 class Segment:
     """One closed segment, open for reading; a context manager.
 
-    `iterations` and `learner_versions` are int64 [I]; `layout` and `header` are those that the writer was given.
+    `iterations` and `learner_versions` are int64 [I]; `layout` and `header` are those that the writer was given. `fields`
+    are those of the layout's table that are stored; `content` is "all", or "actions" where observations are not.
+    `keeping` says by what rules iterations are missing.
     """
 
     def __init__(self, path: str | Path):
@@ -56,10 +59,17 @@ class Segment:
         attributes = self._file.attrs
         try:
             _check_format(self.path, attributes)
-            if attributes["compression"] == "zstd":
+            self.compression: str = attributes["compression"]
+            if self.compression == "zstd":
                 load_zstd()
+            self.content = str(attributes.get("content", "all"))
             self.layout = layout_from_attributes(attributes)
+            self._table = table_from_attributes(attributes)
+            self.fields = tuple(self._table)
+            self.num_lanes = int(self._file["step_type"].shape[1])
+            self.keeping: dict[str, Any] = json.loads(attributes.get("keeping", "{}"))
             self.header: dict[str, Any] = json.loads(attributes["header"])
+            self.created = str(attributes["created"])  # ISO 8601, UTC
             self.iterations: np.ndarray = self._file["iteration"][:]
             self.learner_versions: np.ndarray = self._file["learner_version"][:]
         except BaseException:
@@ -76,17 +86,33 @@ class Segment:
         self._file.close()
 
     def trajectory(self, index: int) -> Trajectory:
-        """The batch of iteration `iterations[index]`, read from disk."""
+        """The batch of iteration `iterations[index]`, read from disk. Raises UserError where only actions are stored."""
+        if self.content == "actions":
+            raise UserError(
+                f"{self.path} holds no observations (archive.content=actions): bring them back with "
+                f"`python -m mpirl.replay {self.path.parent} restore -o FOLDER`, then read the archive in FOLDER"
+            )
         table = self.layout.table()
-        if table != table_from_attributes(self._file.attrs):
+        if table != self._table:
             by = self._file.attrs["mpirl_version"]
             raise UserError(f"{self.path} has the field table of mpirl {by}: read it with that version, or with plain h5py")
         return Trajectory(self.layout, {name: self._file[name][index] for name in table})
 
+    def part(self, name: str, iterations: int | slice, lanes: int | slice) -> np.ndarray | None:
+        """A piece of one field, [iterations, lanes, ...] without the axes of plain indices; None if it is not archived."""
+        return self._file[name][iterations, lanes] if name in self._file else None
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the episode table; defaults where the segment is older than the column."""
+        group = self._file["episodes"]
+        if name in EPISODE_DEFAULTS and name not in group:
+            return np.full(len(group["id"]), EPISODE_DEFAULTS[name], object if EPISODE_COLUMNS[name] == "str" else np.int64)
+        column = group[name]
+        return column.asstr()[:] if column.dtype.kind == "O" else column[:]
+
     def episodes(self) -> list[dict[str, Any]]:
         """The episodes that ended in this segment, in the order of their ends; the keys are EPISODE_COLUMNS."""
-        group = self._file["episodes"]
-        columns = [group[name].asstr()[:] if kind == "str" else group[name][:] for name, kind in EPISODE_COLUMNS.items()]
+        columns = [self.column(name) for name in EPISODE_COLUMNS]
         return [dict(zip(EPISODE_COLUMNS, row)) for row in zip(*(column.tolist() for column in columns))]
 
 

@@ -32,6 +32,9 @@ class AtariLanes(EmulatorBatch):
     num_threads: that step the lanes of this rank.
     """
 
+    render_settings = {"height": 210, "width": 160, "grayscale": False}
+    """Settings with which the same game, from the same seed and actions, gives pictures at full resolution."""
+
     def __init__(
         self,
         num_lanes: int,
@@ -57,6 +60,7 @@ class AtariLanes(EmulatorBatch):
         _check_at_least(1, reseed_every=reseed_every, num_threads=num_threads)
         self.num_lanes = num_lanes
         self.reseed_every = reseed_every
+        self.steps_per_second = 60 / frame_skip  # when a human plays
         self._environment = _make(
             game,
             num_envs=max(num_lanes, 1),  # 0 crashes ale-py, and a rank without lanes needs the specs too

@@ -36,6 +36,10 @@ class Emulator(ABC):
     specs: Specs
     reseed_every: int = 1
     """Every how many episodes a lane is seeded; more than 1 where seeding is dear."""
+    render_settings: Mapping[str, Any] = {}
+    """Settings with which it makes pictures, its game unchanged."""
+    steps_per_second: float | None = None
+    """As fast as people watch or play it."""
 
     @abstractmethod
     def reset(self, seed: int | None) -> Any:

@@ -24,11 +24,14 @@ class GymnasiumEmulator(Emulator):
     With `render`, pictures come from the render mode rgb_array.
     """
 
+    render_settings = {"render": True}
+    """Settings with which the same environment, from the same seed and actions, gives pictures."""
+
     def __init__(self, id: str, settings: Mapping[str, Any] | None = None, render: bool = False):
         arguments = {"disable_env_checker": True, **(settings or {})}  # the lanes check what is returned
         if render:
             arguments["render_mode"] = "rgb_array"
-        self._renders = render
+        self._renders, self._id = render, id
         self._environment = _make(_import_gymnasium(), id, arguments)
         observation: dict[str, ArraySpec] = {}
         self._converters: dict[str, Converter] = {}
@@ -36,6 +39,7 @@ class GymnasiumEmulator(Emulator):
             observation[name], self._converters[name] = _observation(name, space, id)
         action, self._to_environment = _action(self._environment.action_space, id)
         self.specs = Specs(observation, action)
+        self.steps_per_second = self._environment.metadata.get("render_fps")
 
     def reset(self, seed: int | None) -> Any:
         observation, _ = self._environment.reset(seed=seed)
@@ -54,7 +58,13 @@ class GymnasiumEmulator(Emulator):
         return {name.removeprefix("observation."): array for name, array in arrays.items()}
 
     def render(self) -> np.ndarray | None:
-        return np.asarray(self._environment.render(), np.uint8) if self._renders else None
+        if not self._renders:
+            return None
+        try:
+            picture = self._environment.render()
+        except (_import_gymnasium().error.Error, NotImplementedError, ImportError) as error:
+            raise UserError(f"emulator.id={self._id} cannot make pictures: {_one_line(error)}") from error
+        return None if picture is None else np.asarray(picture, np.uint8)
 
     def close(self) -> None:
         self._environment.close()

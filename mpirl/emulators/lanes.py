@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from mpirl.build import settings_of
 from mpirl.emulators.base import EmulatorBatch, Frame, Transition
 from mpirl.errors import UserError
+from mpirl.rules import joined
 from mpirl.specs import ArraySpec, Specs, StepType, observation_fields
 from mpirl.trajectory import NO_SEED
 
@@ -25,11 +27,17 @@ def make_lanes(target: Callable[..., Any], num_lanes: int, settings: Mapping[str
     return EmulatorLanes(lambda: target(**settings), num_lanes)
 
 
+def make_emulator(config: Mapping[str, Any], num_lanes: int, changes: Mapping[str, Any] | None = None) -> EmulatorBatch:
+    """The emulator of a run's config in `num_lanes` lanes. changes: settings that are other on this rank."""
+    target, settings = settings_of(joined(config["emulator"], changes or {}), "emulator", ("num_lanes",))
+    return make_lanes(target, num_lanes, settings)
+
+
 class EmulatorLanes(EmulatorBatch):
     """N emulators that `make()` makes, stepped one after the other.
 
-    An emulator has `specs`, `reset` and `step`; `reseed_every`, `first_extras`, `render` and `close` are optional. It
-    need not subclass `Emulator`.
+    An emulator has `specs`, `reset` and `step`; `reseed_every`, `first_extras`, `render`, `steps_per_second` (when a human
+    plays) and `close` are optional. It need not subclass `Emulator`.
     """
 
     def __init__(self, make: Callable[[], Any], num_lanes: int):
@@ -40,6 +48,7 @@ class EmulatorLanes(EmulatorBatch):
             _check_emulator(emulator, self._emulators[0])
         self.specs: Specs = self._emulators[0].specs
         self.reseed_every = getattr(self._emulators[0], "reseed_every", 1)
+        self.steps_per_second = getattr(self._emulators[0], "steps_per_second", None)
         self._ended = [False] * num_lanes
 
     def reset(self, seed: np.ndarray, out: Frame) -> None:

@@ -1,4 +1,4 @@
-"""Action distributions: categorical for discrete actions, a diagonal Gaussian for continuous ones.
+"""Action distributions: categorical and epsilon-greedy for discrete actions, a diagonal Gaussian for continuous ones.
 
 They are pure functions of their parameters and compute in float32 whatever precision the parameters come in.
 """
@@ -41,6 +41,50 @@ class Categorical(Distribution):
         log_prob = parameters.float().log_softmax(-1)
         # A logit of -inf (an impossible action) contributes 0, not 0 * -inf.
         return -(log_prob.exp() * log_prob.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
+
+
+class EpsilonGreedy(Distribution):
+    """Actions 0 .. num_values - 1; the parameters [B, num_values + 1] are their values, then epsilon (taken within 0 .. 1).
+
+    With probability epsilon any action, each as likely as the others, else the first of those with the largest value.
+    """
+
+    noise_size = 2
+    noise_kind = "uniform"
+
+    def __init__(self, num_values: int, dtype: torch.dtype = torch.int64):
+        self.num_values, self.num_parameters = num_values, num_values + 1
+        self.dtype = dtype
+
+    def values(self, parameters: Tensor) -> Tensor:
+        """The values of the actions [B, num_values]."""
+        return parameters[:, :-1]
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        """Explore where the first noise is below epsilon, with the action that the second one names."""
+        explored = (noise[:, 1].float() * self.num_values).long().clamp(max=self.num_values - 1)
+        return torch.where(noise[:, 0] < self._epsilon(parameters), explored, self._greedy(parameters)).to(self.dtype)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return self._greedy(parameters).to(self.dtype)
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        return self._probabilities(parameters).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).log()
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        return torch.special.entr(self._probabilities(parameters)).sum(-1)
+
+    def _greedy(self, parameters: Tensor) -> Tensor:
+        return self.values(parameters).argmax(-1)
+
+    def _epsilon(self, parameters: Tensor) -> Tensor:
+        return parameters[:, -1].float().clamp(0, 1)
+
+    def _probabilities(self, parameters: Tensor) -> Tensor:
+        """[B, num_values]."""
+        epsilon = self._epsilon(parameters).unsqueeze(-1)
+        greedy = torch.nn.functional.one_hot(self._greedy(parameters), self.num_values)
+        return epsilon / self.num_values + (1 - epsilon) * greedy
 
 
 class DiagonalGaussian(Distribution):

@@ -27,13 +27,11 @@ class Console(Observer):
 
 def line(report: Report) -> str:
     """The iteration in one line."""
-    seconds = report.seconds
     parts = [
         f"iteration {report.iteration}",
         f"steps {report.steps:,}/{report.total_steps:,}",
         f"{report.fps:,.0f} steps/s",
-        f"return {number(report.mean_return)}",
-        f"collect {seconds['collect']:.2f} s, learn {seconds['learn']:.2f} s",
+        *(offline(report) if "epoch" in report.stats else online(report)),
         f"ETA {clock(report.eta)}",
     ]
     if report.evaluation:
@@ -41,6 +39,18 @@ def line(report: Report) -> str:
     if report.accounts.dropped:
         parts.append(f"dropped {sum(report.accounts.dropped.values()):,}")
     return " | ".join(parts)
+
+
+def online(report: Report) -> list[str]:
+    seconds = report.seconds
+    return [f"return {number(report.mean_return)}", f"collect {seconds['collect']:.2f} s, learn {seconds['learn']:.2f} s"]
+
+
+def offline(report: Report) -> list[str]:
+    """How well the recorded actions are predicted, those learned from and those held out."""
+    stats = report.stats
+    loss = [number(stats.get(f"{prefix}negative_log_likelihood")) for prefix in ("", "valid/")]
+    return [f"epoch {stats['epoch']:.2f}", f"negative log-likelihood {loss[0]}, validation {loss[1]}"]
 
 
 def summary(report: Report | None, outcome: Outcome) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
+import statistics
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpirl.files import write_json
 from mpirl.observers.base import Observer, Outcome, Report
 
 FORMAT = 1
+WARM_UP = 2  # iterations after the start that `medians` leaves out
+WINDOW = 100  # latest iterations that it is taken over
 
 
 class Status(Observer):
@@ -20,10 +23,13 @@ class Status(Observer):
     def __init__(self, path: Path, header: Mapping[str, Any], interval: float = 1.0):
         self._path, self._interval = path, interval
         self._content: dict[str, Any] = {"format": FORMAT, **header, "state": "running", "started": time.time()}
+        self._recent: deque[dict[str, float]] = deque(maxlen=WINDOW)  # seconds by phase, and the iteration's steps
+        self._seen, self._steps = 0, 0
         self._written = 0.0
         self._write()
 
     def observe(self, report: Report) -> None:
+        self._remember(report)
         self._content |= {
             "iteration": report.iteration,
             "steps": report.steps,
@@ -48,14 +54,22 @@ class Status(Observer):
         self._content |= {"state": outcome.state, "reason": outcome.reason, "ended": time.time()}
         self._write()
 
+    def _remember(self, report: Report) -> None:
+        self._seen += 1
+        if self._seen > WARM_UP:
+            self._recent.append({**report.seconds, "steps": report.steps - self._steps})
+        self._steps = report.steps
+
     def _write(self) -> None:
+        found = medians(self._recent)
+        if found:
+            self._content |= {"steps_per_iteration": found.pop("steps"), "medians": found, "measured": len(self._recent)}
         self._content["updated"] = time.time()
-        replace_file(self._path, json.dumps(self._content, indent=2) + "\n")
+        write_json(self._path, self._content)
         self._written = time.monotonic()
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` so that readers see the old or the new file, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of every key; a row without it counts as 0 (phases such as evaluate are not in every iteration)."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: statistics.median(row.get(key, 0.0) for row in rows) for key in keys}

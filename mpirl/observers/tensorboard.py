@@ -35,7 +35,7 @@ def scalars(report: Report) -> Iterator[tuple[str, float]]:
     yield "time/time_elapsed", report.elapsed
     yield "time/total_timesteps", report.steps
     for name, value in report.stats.items():
-        yield f"train/{name}", value
+        yield name if "/" in name else f"train/{name}", value
     for name, value in (report.evaluation or {}).items():
         yield f"eval/{name}", value
     for phase, seconds in report.seconds.items():
@@ -45,6 +45,7 @@ def scalars(report: Report) -> Iterator[tuple[str, float]]:
     accounts = report.accounts
     for name in ("collected", "gathered", "learned", "archived"):
         yield f"accounts/{name}", getattr(accounts, name)
-    yield "accounts/dropped", sum(accounts.dropped.values())
+    for name in ("thinned", "deleted", "dropped"):
+        yield f"accounts/{name}", sum(getattr(accounts, name).values())
     for reason, steps in accounts.dropped.items():
         yield f"accounts/dropped_{reason.replace(' ', '_')}", steps

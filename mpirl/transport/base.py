@@ -31,16 +31,18 @@ class Group(ABC):
 
     `deadline` (seconds) bounds every wait: when ranks that have not arrived gave no sign of life for that long (see
     `heartbeat`), rank 0 raises RankSilent naming them; other ranks wait somewhat longer, so that rank 0 speaks first.
-    `stopwatch` hears "broadcast" when a broadcast of an array has ended, "collect" when the last rank has arrived at a
-    gather, and "gather" when the gathered data is complete. `patient` makes waiting ranks sleep with a back-off instead
-    of spinning.
+    `library` names what carries the messages. `stopwatch` hears "broadcast" when a broadcast of an array has ended, "collect"
+    when the last rank has arrived at a gather, and "gather" when the gathered data is complete. `patient` makes waiting ranks
+    sleep with a back-off instead of spinning. While it `is_starting`, rank 0 tells on stderr whom it has been waiting for.
     """
 
     rank: int
     size: int
     host: str
+    library: str = ""
     deadline: float = 300.0
     patient: bool = True
+    is_starting: bool = False
 
     def __init__(self) -> None:
         self.stopwatch = Stopwatch()
@@ -65,6 +67,16 @@ class Group(ABC):
     @abstractmethod
     def split(self, color: int) -> Group:
         """The group of the ranks that gave the same `color`, in the order of their ranks here."""
+
+    def starting(self, deadline: float) -> None:
+        """Not collective, but for all ranks: they build their parts now and give no signs of life, so a wait may last
+        `deadline` seconds.
+        """
+        self.deadline, self.is_starting = deadline, True
+
+    def started(self, deadline: float) -> None:
+        """Not collective, but for all ranks: the start is over, from here on `deadline` bounds silence."""
+        self.deadline, self.is_starting = deadline, False
 
     def heartbeat(self) -> None:
         """Not collective, cheap, from the main thread: this rank is at work.

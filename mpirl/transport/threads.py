@@ -9,14 +9,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from mpirl.errors import RankFailed
-from mpirl.transport import waiting
+from mpirl.transport import startup, waiting
 from mpirl.transport.base import Group
+from mpirl.transport.hub import Aborted, Hub, World
 
 Result = TypeVar("Result")
 Arrays = Mapping[str, np.ndarray]
@@ -27,8 +27,8 @@ def run_threads(size: int, target: Callable[[ThreadGroup], Result], deadline: fl
 
     An exception of rank 0 is raised as it is. One of another rank is raised as RankFailed, out of rank 0's wait.
     """
-    job, hub, results = _Job(size), _Hub(range(size)), [None] * size
-    groups = [ThreadGroup(job, hub, rank, deadline) for rank in range(size)]
+    world, hub, results = World(size), Hub(range(size)), [None] * size
+    groups = [ThreadGroup(world, hub, rank, deadline) for rank in range(size)]
 
     def work(rank: int) -> None:
         try:
@@ -36,37 +36,33 @@ def run_threads(size: int, target: Callable[[ThreadGroup], Result], deadline: fl
         except Aborted:
             pass
         except BaseException:
-            job.record_failure(rank, traceback.format_exc())
+            world.record_failure(rank, traceback.format_exc())
         finally:
-            job.finish(rank)
+            world.finish(rank)
 
     threads = [threading.Thread(target=work, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(1, size)]
     try:
         for thread in threads:
             thread.start()
         results[0] = target(groups[0])
-        job.finish(0)
-        groups[0].wait_for("end of the run", lambda: [rank for rank in range(size) if not job.finished[rank]])
+        world.finish(0)
+        groups[0].wait_for("end of the run", lambda: [rank for rank in range(size) if not world.finished[rank]])
     finally:
-        job.end()
+        world.end()
         _join(threads, seconds=1.0)
     return results
 
 
-class Aborted(BaseException):
-    """Unwinds the threads of a world that has ended. Not an Exception, so that nobody takes it for a failure."""
-
-
 class ThreadGroup(Group):
-    """The ranks of a hub. `grace`: seconds that `fail` waits for rank 0 to end the job."""
+    """The ranks of a hub. `grace`: seconds that `fail` waits for rank 0 to end the world."""
 
     grace: float = 4.0
 
-    def __init__(self, job: _Job, hub: _Hub, rank: int, deadline: float):
+    def __init__(self, world: World, hub: Hub, rank: int, deadline: float):
         super().__init__()
         self.rank, self.size, self.host = rank, len(hub.members), socket.gethostname()
         self.deadline = deadline
-        self._job, self._hub, self._number = job, hub, 0
+        self._world, self._hub, self._number = world, hub, 0
 
     def broadcast(self, array: np.ndarray) -> None:
         self._enter(array)
@@ -105,9 +101,9 @@ class ThreadGroup(Group):
     def split(self, color: int) -> ThreadGroup:
         colors = self.exchange(color)
         ranks = [rank for rank in range(self.size) if colors[rank] == color]
-        with self._job.changed:
-            hub = self._hub.parts.setdefault((self._number, color), _Hub([self._hub.members[rank] for rank in ranks]))
-        group = ThreadGroup(self._job, hub, ranks.index(self.rank), self.deadline)
+        with self._world.changed:
+            hub = self._hub.parts.setdefault((self._number, color), Hub([self._hub.members[rank] for rank in ranks]))
+        group = ThreadGroup(self._world, hub, ranks.index(self.rank), self.deadline)
         group.patient = self.patient
         return group
 
@@ -117,18 +113,18 @@ class ThreadGroup(Group):
     def fail(self, report: str) -> None:
         if self._member == 0:
             return
-        self._job.record_failure(self._member, report)
-        if self._job.wait_ended(self.grace):
+        self._world.record_failure(self._member, report)
+        if self._world.wait_ended(self.grace):
             raise Aborted
 
     def abort(self, code: int) -> None:
         """Rank 0 raises SystemExit, at once or in its next wait. If it is not waiting, the process exits after a second."""
         sys.stdout.flush()
         sys.stderr.flush()
-        self._job.record_exit(code)
+        self._world.record_exit(code)
         if self._member == 0:
             raise SystemExit(code)
-        if not self._job.wait_ended(1.0):
+        if not self._world.wait_ended(1.0):
             os._exit(code)
         raise Aborted
 
@@ -137,10 +133,10 @@ class ThreadGroup(Group):
 
     def wait_for(self, what: str, missing: Callable[[], list[int]]) -> None:
         """Wait until `missing()` names no more ranks."""
-        start, limit = time.monotonic(), waiting.limit(self.rank, self.deadline)
-        with self._job.changed:
+        start, limit, rhythm = time.monotonic(), waiting.limit(self.rank, self.deadline), startup.rhythm_of(self)
+        with self._world.changed:
             while True:
-                self._job.check(self._member)
+                self._world.check(self._member)
                 if self.rank == 0:
                     self.heartbeat()  # while rank 0 waits for some, it is alive for the others
                 awaited = {rank: max(start, self._hub.seen[rank]) + limit for rank in missing()}
@@ -148,88 +144,39 @@ class ThreadGroup(Group):
                     return
                 silent = [rank for rank, end in awaited.items() if time.monotonic() > end]
                 if silent:
-                    raise waiting.silence(what, [waiting.name(self._hub.members[rank], self.host) for rank in silent], limit)
-                self._job.changed.wait(max(0.0, min(awaited.values()) - time.monotonic()) + 1e-3)
+                    raise startup.silence(self, what, self._named(silent), limit)
+                if rhythm.is_due():
+                    startup.say(startup.progress(self.size, self._named(awaited), rhythm.waited))
+                seconds = min(min(awaited.values()) - time.monotonic(), rhythm.due - rhythm.waited)
+                self._world.changed.wait(max(0.0, seconds) + 1e-3)
 
     @property
     def _member(self) -> int:
         """This rank's number in the whole world, where rank 0 is the calling thread."""
         return self._hub.members[self.rank]
 
+    def _named(self, ranks: Iterable[int]) -> list[tuple[int, str | None]]:
+        """(rank in the whole world, host) of ranks of this group."""
+        return [(self._hub.members[rank], self.host) for rank in ranks]
+
     def _enter(self, value: Any) -> None:
         """Arrive at the next collective and bring `value`."""
-        with self._job.changed:
+        with self._world.changed:
             self._number += 1
             self._hub.brought[self.rank] = value
             self._hub.entered[self.rank] = self._number
-            self._job.changed.notify_all()
+            self._world.changed.notify_all()
 
     def _leave(self) -> None:
-        with self._job.changed:
+        with self._world.changed:
             self._hub.left[self.rank] = self._number
-            self._job.changed.notify_all()
+            self._world.changed.notify_all()
 
     def _wait_entered(self, what: str, ranks: Sequence[int]) -> None:
         self.wait_for(what, lambda: [rank for rank in ranks if self._hub.entered[rank] < self._number])
 
     def _wait_left(self, what: str, ranks: Sequence[int]) -> None:
         self.wait_for(what, lambda: [rank for rank in ranks if self._hub.left[rank] < self._number])
-
-
-class _Hub:
-    """What the ranks of one group share. `members` are their numbers in the whole world."""
-
-    def __init__(self, members: Sequence[int]):
-        self.members = list(members)
-        self.entered = [0] * len(self.members)  # how many collectives each rank has come to
-        self.left = [0] * len(self.members)  # and how many it has finished
-        self.seen = [0.0] * len(self.members)  # last signs of life, time.monotonic()
-        self.brought: list[Any] = [None] * len(self.members)
-        self.parts: dict[tuple[int, int], _Hub] = {}
-
-
-class _Job:
-    """The fate of the world: who has finished, who failed, and whether it has ended."""
-
-    def __init__(self, size: int):
-        self.changed = threading.Condition()
-        self.finished = [False] * size
-        self._failure: tuple[int, str] | None = None
-        self._exit_code: int | None = None
-        self._ended = False
-
-    def check(self, member: int) -> None:
-        """Raise, in a rank that waits, what the others have come to."""
-        if member and (self._ended or self._failure or self._exit_code is not None):
-            raise Aborted
-        if self._exit_code is not None:
-            raise SystemExit(self._exit_code)
-        if self._failure:
-            raise RankFailed(self._failure[0], socket.gethostname(), self._failure[1])
-
-    def record_failure(self, member: int, report: str) -> None:
-        with self.changed:
-            self._failure = self._failure or (member, report)
-            self.changed.notify_all()
-
-    def record_exit(self, code: int) -> None:
-        with self.changed:
-            self._exit_code = code if self._exit_code is None else self._exit_code
-            self.changed.notify_all()
-
-    def finish(self, member: int) -> None:
-        with self.changed:
-            self.finished[member] = True
-            self.changed.notify_all()
-
-    def end(self) -> None:
-        with self.changed:
-            self._ended = True
-            self.changed.notify_all()
-
-    def wait_ended(self, seconds: float) -> bool:
-        with self.changed:
-            return self.changed.wait_for(lambda: self._ended, seconds)
 
 
 def _concatenate(name: str, parts: Sequence[Any], whole: np.ndarray, lanes: Sequence[int]) -> None:

@@ -36,10 +36,10 @@ def limit(rank: int, deadline: float) -> float:
     return deadline if rank == 0 else 2 * deadline + 5 + 0.2 * rank
 
 
-def silence(what: str, silent: Sequence[str], waited: float) -> RankSilent:
-    """The error of a rank that waited in `what` for the ranks named, which gave no sign of life for `waited` seconds."""
+def silence(what: str, silent: Sequence[tuple[int, str | None]], waited: float) -> RankSilent:
+    """The error of a rank that waited in `what` for the (rank, host) given, which gave no sign of life for `waited` seconds."""
     return RankSilent(
-        f"{what}: no sign of {', '.join(silent)} for {waited:.1f} s. "
+        f"{what}: no sign of {', '.join(name(*member) for member in silent)} for {waited:.1f} s. "
         f"Look there for a stopped or stuck process; if it is only slow, allow a longer deadline"
     )
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mpirl.archive.format import EPISODE_COLUMNS, chunk_shape, episode_row, filters, specs_from_json, specs_to_json
+from mpirl.archive.format import EPISODE_COLUMNS, EPISODE_DEFAULTS, chunk_shape, episode_row, filters, specs_from_json, specs_to_json
 from mpirl.archive.writer import SegmentWriter
 from mpirl.errors import UserError
 from mpirl.specs import ArraySpec, Specs
@@ -54,7 +54,7 @@ def test_plain_h5py_reads_every_field_and_attribute(tmp_path, layout, simulate):
         writer.write(iteration, iteration + 10, batch, rows)
     writer.close()
     with h5py.File(tmp_path / "000000.h5") as file:
-        assert file.attrs["format"] == "mpirl.archive" and file.attrs["format_version"] == 1
+        assert file.attrs["format"] == "mpirl.archive" and file.attrs["format_version"] == 2
         assert file.attrs["steps"] == layout.steps and file.attrs["context"] == layout.context
         assert json.loads(file.attrs["header"]) == {"seed": 7, "lane_rank": [1, 1, 2]}
         table = json.loads(file.attrs["table"])
@@ -87,7 +87,7 @@ def test_specs_with_a_bound_for_every_pixel_fit(tmp_path, simulate):
 
 def test_an_episode_row_with_an_unknown_column_is_refused(simulation):
     row = next(rows[0] for rows in (simulation.batch(i)[1] for i in range(9)) if rows)
-    assert episode_row(row, "here") == {**row, "host": "here", "start_iteration": -1, "start_step": -1}
+    assert episode_row(row, {"host": "here"}) == {**EPISODE_DEFAULTS, **{name: value for name, value in row.items() if value is not None}, "host": "here"}
     with pytest.raises(AssertionError, match="columns are"):
         episode_row({**row, "score": 1})
 

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from mpirl.archive.format import EPISODE_DEFAULTS
 from mpirl.archive.reader import Segment, read_archive, segments
 from mpirl.archive.writer import SegmentWriter
 from mpirl.errors import UserError
@@ -48,8 +49,8 @@ def test_episodes_come_back_with_the_host_of_their_lane(tmp_path, simulation):
         with Segment(path) as segment:
             rows += segment.episodes()
     expected = [row for *_, rows in written for row in rows]
-    defaults = {"start_iteration": -1, "start_step": -1}
-    assert rows == [{**row, **defaults, "host": "ab"[row["lane"]]} for row in expected]
+    known = [{name: value for name, value in row.items() if value is not None} for row in expected]
+    assert rows == [{**EPISODE_DEFAULTS, **row, "host": "ab"[row["lane"]]} for row in known]
     assert len(rows) == len(simulation.played) > 2
 
 

@@ -3,12 +3,13 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from mpirl.archive import writer as writer_module
 from mpirl.archive.reader import Segment, read_archive, segments
-from mpirl.archive.writer import SegmentWriter, resume_at
-from mpirl.errors import UserError
+from mpirl.archive.resume import resume_at
+from mpirl.archive.writer import SegmentWriter
 
 
 def write(writer, simulation, iterations):
@@ -132,10 +133,21 @@ def test_resume_puts_later_segments_aside(tmp_path, simulation):
     assert resume_at(tmp_path, 1) == 0
 
 
-def test_resume_inside_a_segment_is_refused_and_moves_nothing(tmp_path, simulation):
-    writer = SegmentWriter(tmp_path, simulation.layout, {}, segment_iterations=2)
-    write(writer, simulation, range(6))
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_resume_inside_a_segment_leaves_its_beginning(tmp_path, simulate, layout, compression):
+    simulation = simulate(layout)
+    writer = SegmentWriter(tmp_path, layout, {"name": "a"}, compression, segment_iterations=3)
+    write(writer, simulation, range(9))
     writer.close()
-    with pytest.raises(UserError, match="000001.h5 holds iterations 2 to 3 in one piece"):
-        resume_at(tmp_path, 2)
-    assert len(segments(tmp_path)) == 3
+    before, later = list(read_archive(tmp_path)), (tmp_path / "000001.h5").read_bytes()
+    with Segment(tmp_path / "000001.h5") as segment:
+        rows = [row for row in segment.episodes() if row["end_iteration"] <= 4]
+    assert resume_at(tmp_path, 4) == 4
+    assert iterations_by_segment(tmp_path) == [[0, 1, 2], [3, 4]]
+    for (iteration, version, batch), (_, _, expected) in zip(read_archive(tmp_path), before):
+        assert version == 0 and all(np.array_equal(batch[name], expected[name]) for name in expected)
+    with Segment(tmp_path / "000001.h5") as segment:
+        assert segment.episodes() == rows and segment.header == {"name": "a"} and segment.compression == compression
+    assert iterations_by_segment(tmp_path / "discarded-1") == [[3, 4, 5], [6, 7, 8]], "nothing is lost"
+    assert (tmp_path / "discarded-1/000001.h5").read_bytes() == later
+    assert resume_at(tmp_path, 4) == 0

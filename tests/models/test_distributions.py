@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpirl.errors import UserError
-from mpirl.models.distributions import Categorical, DiagonalGaussian, distribution_for
+from mpirl.models.distributions import Categorical, DiagonalGaussian, EpsilonGreedy, distribution_for
 from mpirl.specs import ArraySpec
 
 torch.set_num_threads(1)
@@ -80,3 +80,39 @@ def test_actions_have_the_shape_and_dtype_of_the_spec():
 def test_unsupported_actions_are_the_users_mistake():
     with pytest.raises(UserError, match=r"shape \(3,\) and dtype int64"):
         distribution_for(ArraySpec((3,), "int64"))
+
+
+def greedy_parameters(epsilon, rows=1):
+    """Four action values of which the third is the largest, then epsilon."""
+    return torch.tensor([[0.1, -2.0, 3.0, 2.9, epsilon]]).repeat(rows, 1)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_epsilon_greedy_explores_every_action_alike(epsilon):
+    noise = torch.from_numpy(np.random.default_rng(0).random((40_000, 2), np.float32))
+    action = EpsilonGreedy(4).sample(greedy_parameters(epsilon, 40_000), noise)
+    share = torch.bincount(action, minlength=4) / 40_000
+    expected = torch.tensor([0, 0, 1 - epsilon, 0]) + epsilon / 4
+    torch.testing.assert_close(share, expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0, -0.5, 1.5])
+def test_epsilon_greedy_formulas_agree_with_torch(epsilon):
+    distribution, parameters = EpsilonGreedy(4), greedy_parameters(epsilon, 4)
+    inside = min(max(epsilon, 0.0), 1.0)
+    probabilities = torch.tensor([0, 0, 1 - inside, 0]) + inside / 4
+    torch.testing.assert_close(distribution.log_prob(parameters, torch.arange(4)), probabilities.log())
+    reference = torch.distributions.Categorical(probs=probabilities).entropy()
+    torch.testing.assert_close(distribution.entropy(parameters)[0], reference, atol=1e-5, rtol=1e-5)
+
+
+def test_epsilon_greedy_mode_is_the_first_of_the_largest_values():
+    parameters = torch.tensor([[1.0, 2.0, 2.0, 0.9], [3.0, 3.0, 3.0, 0.9]])
+    assert EpsilonGreedy(3, torch.int32).mode(parameters).tolist() == [1, 0]
+
+
+def test_noise_at_its_edges_names_an_action():
+    edge = 1 - 2**-24  # the largest float32 below 1
+    for second in (0.0, edge):
+        action = EpsilonGreedy(7).sample(torch.zeros(1, 8) + 1.0, torch.tensor([[edge, second]]))
+        assert 0 <= action.item() <= 6

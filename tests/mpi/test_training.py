@@ -14,7 +14,7 @@ import pytest
 import torch
 from launch import ROOT, environment, mpirun
 
-from mpirl.archive.reader import read_archive, segments
+from mpirl.archive.reader import Segment, read_archive, segments
 from mpirl.specs import StepType
 
 MAIN = ["-m", "mpirl.main"]
@@ -113,16 +113,16 @@ def assert_archive_is_seamless(archive: Path, state: dict) -> None:
 
 
 def test_after_a_crash_a_resume_plays_the_lost_iterations_again(tmp_path):
-    """kill -9 of a worker, after iterations beyond the last checkpoint have reached the archive."""
+    """kill -9 of the learner, after iterations beyond the last checkpoint have reached the archive."""
     settings = ["emulator=catch", "checkpoint.every=6", "archive.segment_iterations=1", f"run_dir={tmp_path}/run"]
     (tmp_path / "crash.py").write_text(
-        "import os, signal\nfrom mpirl.emulators.catch import Catch\n"
+        "import json, os, signal\nfrom mpirl.emulators.catch import Catch\n"
         "class Crash(Catch):\n    steps = 0\n    def step(self, action):\n        Crash.steps += 1\n"
-        "        if Crash.steps > 1200 and os.environ.get('CRASH'):\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        if Crash.steps > 1200 and os.environ.get('CRASH'):\n            os.kill(json.load(open(os.environ['CRASH']))['pid'], signal.SIGKILL)\n"
         "        return super().step(action)\n"
     )
     env = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    crashed = mpirun(3, [*MAIN, *settings, "emulator._target_=crash.Crash", "total_steps=4000"], env={**env, "CRASH": "1"})
+    crashed = mpirun(3, [*MAIN, *settings, "emulator._target_=crash.Crash", "total_steps=4000"], env={**env, "CRASH": f"{tmp_path}/run/status.json"})
     assert crashed.returncode and not (tmp_path / "run/COMPLETED").exists()
     resumed = run(3, *settings, "resume=true", env=env)
     assert "set aside" in resumed.stdout.splitlines()[0] and list((tmp_path / "run/archive").glob("discarded-1/*.h5"))
@@ -137,6 +137,24 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
     assert result.returncode and result.stderr.count("no checkpoint in") == 1
     result = mpirun(3, [*MAIN, "resume=true", f"run_dir={tmp_path}/elsewhere"])
     assert result.returncode and result.stderr.count("no run in") == 1
+
+
+def test_workers_play_with_the_settings_that_a_rule_gives_them(tmp_path):
+    rules = "placement.rules=[{ranks: 2, lanes: 1, emulator: {episode_length: 5}}]"
+    run(3, *COUNTING, rules, "placement.lanes_per_worker=2", "total_steps=200", f"run_dir={tmp_path}/run")
+    rows = [row for path in segments(tmp_path / "run/archive") for row in Segment(path).episodes()]
+    assert {(row["rank"], row["length"]) for row in rows} == {(1, 7), (2, 5)}
+
+
+def test_resume_auto_starts_anew_where_no_checkpoint_was_left(tmp_path):
+    directory = tmp_path / "run"
+    run(0, *COUNTING, "total_steps=200", f"run_dir={directory}")
+    for path in [*directory.glob("checkpoints/*"), directory / "COMPLETED"]:
+        path.unlink()
+    result = run(0, "resume=auto", f"run_dir={directory}")
+    assert "it has no checkpoint; 2 iterations of its archive set aside" in result.stdout
+    assert [iteration for iteration, _, _ in read_archive(directory / "archive")] == [1, 2]
+    assert (directory / "COMPLETED").is_file()
 
 
 def test_evaluate_plays_greedy_episodes_of_a_saved_run(tmp_path):

@@ -45,7 +45,7 @@ def startup() -> None:
 
     if MPI.COMM_WORLD.Get_rank() == 1:
         time.sleep(60)
-    world(deadline=1.0)
+    world(deadline=2.0)
 
 
 def slow(group: MpiGroup) -> None:

@@ -1,14 +1,12 @@
 """status.json: at every moment a whole file that a machine can read."""
 
 import json
-import os
-import threading
 
 import pytest
 
 from mpirl.observers import status as status_module
 from mpirl.observers.base import Outcome
-from mpirl.observers.status import Status, replace_file
+from mpirl.observers.status import Status
 
 
 @pytest.fixture
@@ -38,9 +36,44 @@ def test_an_iteration_is_told_in_full(path, make_report):
     expected |= {"mean_return": 5.0, "mean_length": 9.0, "episodes": 12, "fps": 50.0}
     assert expected.items() <= content.items()
     dropped = {"too old": 10}
-    assert content["accounts"] == {"collected": 400, "gathered": 400, "learned": 390, "archived": 400, "dropped": dropped}
+    numbers = {"collected": 400, "gathered": 400, "learned": 390, "archived": 400}
+    assert content["accounts"] == {**numbers, "dropped": dropped, "thinned": {}, "deleted": {}}
     phases = {name: seconds for name, seconds in content["seconds"].items() if name != "iteration"}
     assert sum(phases.values()) == content["seconds"]["iteration"]
+
+
+def test_medians_leave_out_the_warm_up_and_rare_phases(path, make_report):
+    status = Status(path, {}, interval=0)
+    for iteration, collect in enumerate([90.0, 80.0, 1.0, 3.0, 2.0], start=1):
+        rare = {"evaluate": 50.0} if iteration == 4 else {}
+        status.observe(make_report(iteration, seconds={"collect": collect, "learn": 0.5, **rare}))
+    content = strictly(path)
+    assert content["medians"] == {"collect": 2.0, "learn": 0.5, "evaluate": 0.0}
+    assert content["measured"] == 3
+
+
+def test_steps_per_iteration_is_the_median_of_what_iterations_added_also_after_a_resume(path, make_report):
+    status = Status(path, {}, interval=0)
+    for iteration, steps in enumerate([70_000, 70_100, 70_195, 70_295, 70_394], start=700):
+        status.observe(make_report(iteration, steps=steps))
+    assert strictly(path)["steps_per_iteration"] == 99
+
+
+def test_medians_follow_the_latest_iterations(path, make_report):
+    status = Status(path, {}, interval=1000)
+    for iteration in range(1, 2 + 3 * status_module.WINDOW):
+        status.observe(make_report(iteration, seconds={"collect": float(iteration)}))
+    status.close(Outcome("stopped", ""))
+    content = strictly(path)
+    last, half = content["iteration"], status_module.WINDOW / 2
+    assert content["medians"]["collect"] == last - half + 0.5 and content["measured"] == status_module.WINDOW
+
+
+def test_there_are_no_medians_before_there_is_something_to_take_them_of(path, make_report):
+    status = Status(path, {}, interval=0)
+    for iteration in (1, 2):
+        status.observe(make_report(iteration))
+    assert "medians" not in strictly(path)
 
 
 def test_what_is_not_known_yet_is_null(path, make_report):
@@ -69,32 +102,3 @@ def test_the_disk_is_spared_between_intervals_and_the_end_is_always_told(path, m
     status.close(Outcome("stopped", "signal SIGTERM"))
     content = strictly(path)
     assert (content["iteration"], content["state"], content["reason"]) == (3, "stopped", "signal SIGTERM")
-
-
-def test_readers_never_meet_a_part(path):
-    replace_file(path, json.dumps({"number": 0, "rest": "x" * 200_000}))
-    done = threading.Event()
-
-    def write():
-        for number in range(200):
-            replace_file(path, json.dumps({"number": number, "rest": "x" * 200_000}))
-        done.set()
-
-    writer, numbers = threading.Thread(target=write), []
-    writer.start()
-    while not done.is_set():
-        numbers.append(json.loads(path.read_text())["number"])
-    writer.join()
-    assert numbers == sorted(numbers) and os.listdir(path.parent) == ["status.json"]
-
-
-def test_a_writer_that_fails_leaves_the_old_file(path, monkeypatch):
-    replace_file(path, "old")
-
-    def fail(source, target):
-        raise OSError("no")
-
-    monkeypatch.setattr(status_module.os, "replace", fail)
-    with pytest.raises(OSError):
-        replace_file(path, "new")
-    assert path.read_text() == "old"

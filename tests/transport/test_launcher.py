@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from mpirl.errors import UserError
-from mpirl.transport.launcher import check_world, launched_rank, launched_size, scrubbed
+from mpirl.transport.launcher import check_world, end_stuck_launcher, launched_rank, launched_size, scrubbed
 
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2", "PMIX_RANK": "2"}
 MPICH = {"PMI_SIZE": "4", "PMI_RANK": "1"}
@@ -40,3 +46,27 @@ def test_worlds_as_launched_are_fine() -> None:
 def test_children_do_not_inherit_the_launcher() -> None:
     environ = {**OPEN_MPI, **MPICH, **SRUN, "PRTE_X": "1", "HYDI_X": "1", "HYDRA_X": "1", "HOME": "/home/me", "PMIDAS": "gold"}
     assert scrubbed(environ) == {"HOME": "/home/me", "PMIDAS": "gold"}
+
+
+RANK = "import os; from mpirl.transport.launcher import end_stuck_launcher; end_stuck_launcher(os.environ, 1)"
+
+
+def launcher_that(does: str, folder: Path) -> subprocess.Popen:
+    """A process named mpirun: it starts a rank that calls end_stuck_launcher, then does what it is told."""
+    shutil.copy(shutil.which("bash"), folder / "mpirun")
+    return subprocess.Popen([folder / "mpirun", "-c", f"{sys.executable} -c '{RANK}'; {does}"])
+
+
+def test_an_mpirun_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    start = time.monotonic()
+    stuck = launcher_that("trap : TERM; while true; do sleep 0.1; done", tmp_path)
+    assert stuck.wait(timeout=30) == -9 and time.monotonic() - start > 2
+
+
+def test_an_mpirun_that_ends_is_left_alone(tmp_path: Path) -> None:
+    assert launcher_that("exit 7", tmp_path).wait(timeout=30) == 7
+
+
+def test_without_mpirun_nobody_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: pytest.fail(f"started {arguments}"))
+    end_stuck_launcher({})

@@ -1,0 +1,97 @@
+"""Fitting a model to chosen steps of a batch, minibatch by minibatch: what offline algorithms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpirl.algorithms.base import Batch
+from mpirl.algorithms.ppo import minibatches
+from mpirl.errors import UserError
+from mpirl.models.base import Model, Output
+
+Columns = TypeVar("Columns", bound=Mapping[str, Tensor])
+EVALUATED_AT_ONCE = 2048  # observations of a forward pass without gradient
+
+
+def slots(batch: Batch) -> Tensor:
+    """The chosen true steps as lane * T + t, int64 [M]."""
+    return batch.is_step.flatten().nonzero().squeeze(1)
+
+
+def position(batch: Batch, slot: Tensor) -> Tensor:
+    """Slots lane * T + t as positions lane * (T + 1) + t, int64 [M]."""
+    return slot + slot.div(batch.num_steps, rounding_mode="floor")
+
+
+def forward(model: Model, batch: Batch, position: Tensor) -> Output:
+    """The model's outputs for the observations at flat positions int64 [B]."""
+    step_type = batch.fields["step_type"].flatten().index_select(0, position)
+    with batch.autocast():
+        output, _ = model(batch.observe(position), step_type, torch.zeros(len(position), 0, device=position.device))
+    return output
+
+
+@torch.no_grad()
+def evaluated(model: Model, batch: Batch, position: Tensor) -> Output:
+    """As `forward`, for any number of positions."""
+    parts = [forward(model, batch, part) for part in position.split(EVALUATED_AT_ONCE)]
+    return Output(*(torch.cat(column) for column in zip(*parts)))
+
+
+def fit(
+    batch: Batch,
+    columns: Columns,
+    loss: Callable[[Batch, Columns], tuple[Tensor, Mapping[str, Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    minibatch_size: int,
+    max_grad_norm: float,
+) -> dict[str, float]:
+    """Descend on the loss of shuffled minibatches; the mean of its statistics.
+
+    columns: [M, ...] each, one row for a step. loss: (batch, rows of the columns) to a scalar and statistics.
+    """
+    rows: list[Tensor] = []
+    names: list[str] = []
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    num_steps = len(next(iter(columns.values())))
+    for _ in range(epochs if num_steps else 0):
+        for index in minibatches(batch.random, num_steps, minibatch_size):
+            chosen = torch.from_numpy(index).to(batch.fields["step_type"].device)
+            value, statistics = loss(batch, {name: column.index_select(0, chosen) for name, column in columns.items()})
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            optimizer.step()
+            names = ["loss", *statistics]
+            rows.append(torch.stack([value.detach(), *(number.detach() for number in statistics.values())]))
+    means = torch.stack(rows).mean(0).tolist() if rows else []  # the one wait for the device
+    return finite(dict(zip(names, means)))
+
+
+def finite(statistics: dict[str, float]) -> dict[str, float]:
+    """The statistics; FloatingPointError if training has diverged."""
+    broken = [name for name, number in statistics.items() if not np.isfinite(number)]
+    if broken:
+        raise FloatingPointError(
+            f"{', '.join(broken)} became infinite or nan, and so may the weights be: lower algorithm.learning_rate, "
+            "bound the rewards (algorithm.reward_clip), or train in float32 (precision=fp32)"
+        )
+    return statistics
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def check_model(model: Model, algorithm: Any) -> None:
+    if model.core_size:
+        name = type(algorithm).__name__
+        raise UserError(f"{name} trains models without recurrent state, {type(model).__name__} has one: choose another model")
