@@ -65,8 +65,11 @@ def state_of(folder):
 
 
 @pytest.mark.parametrize("algorithm", ["bc", "filtered_bc", "awr"])
-def test_a_run_leaves_what_a_training_run_leaves(offline, tmp_path, algorithm):
+def test_a_run_leaves_what_a_training_run_leaves(offline, tmp_path, capsys, algorithm):
     config = offline(algorithm, "offline.validation=0.2")
+    said = capsys.readouterr().out
+    assert "epoch 2.00 | evaluation " in said and "negative log-likelihood" in said and ", validation " in said
+    assert "to learn from, " in said and "held out for validation" in said
     folder = tmp_path / "run"
     assert config["emulator"]["rows"] == 6, "the emulator is the archive's, with its settings"
     status = json.loads((folder / "status.json").read_text())
