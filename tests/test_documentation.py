@@ -35,7 +35,7 @@ def test_settings_of_the_commands_exist(command):
     assert COMMANDS
     words = shlex.split(STARTED.split(command, maxsplit=1)[1])
     settings = [word for word in words if re.match(r"[\w.]+=", word)]
-    overrides = [setting for setting in settings if not re.match(r"seed=.*,", setting)]
+    overrides = [re.sub(r"^archive=", "offline.archive=", setting) for setting in settings if not re.match(r"seed=.*,", setting)]
     ConfigStore.instance().store(name="mpirl_schema", node=Schema)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         compose("config", overrides)
