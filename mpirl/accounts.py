@@ -43,7 +43,8 @@ class Accounts:
             raise RuntimeError(f"steps were lost or doubled, the accounts do not balance: {self}")
 
     def __str__(self) -> str:
-        text = f"collected {self.collected:,} = gathered {self.gathered:,}, learned {self.learned:,}, archived {self.archived:,}"
+        text = f"collected {self.collected:,} = gathered {self.gathered:,}, learned {self.learned:,}"
+        text += f", archived {self.archived:,}"
         by_rule = {"thinned": self.thinned, "deleted": self.deleted}
         missing = "".join(f", {name} {_listed(steps)}" for name, steps in by_rule.items() if steps)
         return f"{text}{missing}, dropped {_listed(self.dropped) or '0'}"

@@ -116,7 +116,8 @@ class Difference:
             return f"install {wanted.get(self.item, f'{self.item}=={release(self.expected)}')} on {hosts}"
         if self.item in ("code", "config"):
             return f"bring rank {self.reference}'s {'mpirl' if self.item == 'code' else 'config'} to {hosts}"
-        return f"bring rank {self.reference}'s module {self.item} to {hosts}, and its folder into PYTHONPATH (mpirun -x PYTHONPATH)"
+        whose = f"rank {self.reference}'s module {self.item}"
+        return f"bring {whose} to {hosts}, and its folder into PYTHONPATH (mpirun -x PYTHONPATH)"
 
 
 def check_alike(identities: Sequence[Identity], hosts: Sequence[str], allowed: Sequence[str] | str | None = ()) -> list[str]:

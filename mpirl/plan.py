@@ -214,8 +214,8 @@ def warnings(everyone: Sequence[RankInfo], bound: Sequence[bool], lanes: Sequenc
     better = next((info for info in everyone if info.has_gpu), None)
     if better and not everyone[0].has_gpu:
         found.append(
-            f"the learner runs on {everyone[0].host} without a GPU, while {better.host} has one: name {better.host} first in the "
-            "hostfile; under Slurm start it as the first component of a heterogeneous job (launch/slurm-het.sbatch)"
+            f"the learner runs on {everyone[0].host} without a GPU, while {better.host} has one: name {better.host} first in "
+            "the hostfile; under Slurm start it as the first component of a heterogeneous job (launch/slurm-het.sbatch)"
         )
     per_core = Counter((info.host, info.cores[0]) for info in ranks if len(info.cores) == 1)
     for (host, core), count in per_core.items():

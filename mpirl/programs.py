@@ -69,7 +69,8 @@ def show_world(config: Config, text: str, group: Group) -> None:
     if group.rank == 0:
         num_weights = FlatWeights(model).size
         title = f"{config['name']}/{config['trial']} would run in {config['run_dir']}"
-        print(describe_world(plan, layout, num_weights, title, f"{device}, {precision}", config["archive"]["enabled"]), flush=True)
+        is_archived = config["archive"]["enabled"]
+        print(describe_world(plan, layout, num_weights, title, f"{device}, {precision}", is_archived), flush=True)
 
 
 run_offline = partial(run_training, take=take_offline_role, schedule_of=make_schedule, loop=learn_offline)

@@ -89,7 +89,8 @@ def take_seat(plan: Plan, rank: int) -> None:
                 f"cores {list(plan.cores[rank])} cannot be had on {plan.hosts[rank]} ({error.strerror}): "
                 "mend the cores in placement.rules, or write placement.bind=launcher"
             ) from error
-    if plan.gpus[rank] is not None and threading.current_thread() is threading.main_thread():  # else it is the learner's process
+    has_process = threading.current_thread() is threading.main_thread()  # else it shares the learner's
+    if plan.gpus[rank] is not None and has_process:
         os.environ["CUDA_VISIBLE_DEVICES"] = plan.gpus[rank]
 
 

@@ -93,9 +93,10 @@ class Schedule:
 
 
 class Signals:
-    """While entered, USR1 (held back until then by `environment`), TERM and INT ask the schedule to stop after the iteration; a second INT interrupts at once.
+    """While entered, USR1, TERM and INT ask the schedule to stop after the iteration; a second INT interrupts at once.
 
-    With schedule None (workers) they are ignored: rank 0 ends the run for all. Python allows this in main threads only.
+    USR1 is held back until then by `environment`. With schedule None (workers) they are ignored: rank 0 ends the run for all.
+    Python allows this in main threads only.
     """
 
     NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)

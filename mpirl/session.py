@@ -56,7 +56,8 @@ def run_training(
     log = open_log(directory.logs, group.rank, {**facts(plan, group), **identity.as_dict()})
     role, observers = None, []
     try:
-        role = take(config, group, plan, state, lambda layout: open_archive(directory, config, plan, identity, layout), log.info)
+        archive = lambda layout: open_archive(directory, config, plan, identity, layout)
+        role = take(config, group, plan, state, archive, log.info)
         schedule = (schedule_of or make_schedule)(config, role)
         if role.learner:
             directory.keep()

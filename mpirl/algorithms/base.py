@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from mpirl.models.base import Model
 from mpirl.specs import ArraySpec, Specs
 
 

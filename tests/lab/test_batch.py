@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch on the lab's Slurm: a job that is told to save requeues itself, resumes, and loses and repeats nothing."""
+"""launch/slurm.sbatch on the lab's Slurm: a job told to save requeues itself, resumes, and loses and repeats nothing."""
 
 from __future__ import annotations
 
