@@ -111,7 +111,7 @@ def run_mpi() -> int:
     from mpirl.transport import mpi
 
     deadline = startup_deadline(sys.argv[1:])
-    group = mpi.world(deadline)
+    group = mpi.world(deadline, given(sys.argv[1:], "placement.learner", ""))
     group.starting(deadline)
     try:
         with ending_the_world(group):

@@ -20,6 +20,7 @@ from mpirl.hostfile import MPICH, OPENMPI, SLURM, TITLES, Host, Hosts, parse_hos
 from mpirl.nodelist import slurm_hosts
 from mpirl.plan import Plan, make_plan, single_threaded
 from mpirl.rankinfo import RankInfo
+from mpirl.transport.startup import first_rank_on
 from mpirl.preflight import Question, Report, check_gpu_first, check_hosts, check_names, is_local, known_hosts
 from mpirl.rules import make_rules, rule_for
 from mpirl.table import describe_world
@@ -79,12 +80,15 @@ def show(options: argparse.Namespace) -> int:
         say_reports(reports)
     elif hosts.dialect != SLURM:
         notes += check_names(hosts, known_hosts(hosts.names, ssh))
-    if job.config["device"] != "cpu":
+    learner = job.config["placement"]["learner"]
+    if job.config["device"] != "cpu" and not learner:
         check_gpu_first(hosts, {report.host: bool(report.gpus) for report in reports if report.cores is not None})
     cores = {report.host: report.cores for report in reports if report.cores is not None}
     cores |= {name: len(RankInfo.here(0).cores) for name in hosts.names if is_local(name)}
     num_ranks = options.np or sum(host.slots or cores.get(host.name, 1) for host in hosts.hosts)
     ranks = place_ranks(hosts, num_ranks, options.oversubscribe, cores)
+    if learner:
+        ranks.insert(0, ranks.pop(first_rank_on(learner, ranks)))
     device = learner_device(job.config["device"], ranks[0], reports)
     notes += crowded(hosts, ranks, cores, options.oversubscribe)
     print(describe(hosts, ranks, cores, job.config, device, notes))

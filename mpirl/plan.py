@@ -9,7 +9,7 @@ from typing import Any
 
 from mpirl.errors import UserError
 from mpirl.rankinfo import RankInfo
-from mpirl.rules import Rule, gpu_names, make_rules, rule_for
+from mpirl.rules import Rule, gpu_names, is_host, make_rules, rule_for
 
 INHERIT = "inherit"
 
@@ -52,6 +52,10 @@ def make_plan(ranks: Sequence[RankInfo], settings: Mapping[str, Any]) -> Plan:
         raise UserError(
             "1 rank fits no plan: a learner needs at least one worker beside it; start `mpirun -np 2` or more, "
             "or plain `python -m mpirl.main`, which puts both into one process"
+        )
+    if settings.get("learner") and not is_host(settings["learner"], ranks[0].host):
+        raise UserError(
+            f"placement.learner={settings['learner']}, but rank 0 is on {ranks[0].host}: it takes effect on the command line only"
         )
     rules = make_rules(settings.get("rules"))
     ruled = [None if info.rank == 0 else rule_for(rules, info.rank, info.host) for info in ranks]
@@ -215,7 +219,7 @@ def warnings(everyone: Sequence[RankInfo], bound: Sequence[bool], lanes: Sequenc
     if better and not everyone[0].has_gpu:
         found.append(
             f"the learner runs on {everyone[0].host} without a GPU, while {better.host} has one: name {better.host} first in "
-            "the hostfile; under Slurm start it as the first component of a heterogeneous job (launch/slurm-het.sbatch)"
+            f"the hostfile, or write placement.learner={better.host}"
         )
     per_core = Counter((info.host, info.cores[0]) for info in ranks if len(info.cores) == 1)
     for (host, core), count in per_core.items():

@@ -224,9 +224,9 @@ def check_gpu_first(hosts: Hosts, has_gpu: Mapping[str, bool]) -> None:
     first, gpu = hosts.names[0], hosts.names[found.index(True)]
     mend = f"move the line of {gpu} to the top of {hosts.where}"
     if hosts.dialect == SLURM:
-        mend = f"start a heterogeneous job whose first part is {gpu} (launch/slurm-het.sbatch)"
+        mend = "start a heterogeneous job (launch/slurm-het.sbatch)"
     says = "has a GPU" if gpu in has_gpu else "has a GPU by its name"
-    raise UserError(f"{gpu} {says}, but rank 0, the learner, would run on {first}: {mend}, or say device=cpu")
+    raise UserError(f"{gpu} {says}, but rank 0, the learner, would run on {first}: {mend}, or write placement.learner={gpu}, or device=cpu")
 
 
 def check_names(hosts: Hosts, is_known: Callable[[str], bool]) -> list[str]:

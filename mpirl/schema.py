@@ -15,6 +15,7 @@ class Placement:
     learner_threads: Optional[int] = None
     worker_threads: Optional[int] = None
     bind: str = "auto"
+    learner: Optional[str] = None
     worker_gpus: Any = None  # a list, or "inherit"
     rules: Any = None  # a list of mappings; mpirl/rules.py checks them
 

@@ -201,3 +201,9 @@ def test_looking_for_cores_leaves_the_binding_as_it_was():
         assert os.sched_getaffinity(0) == {min(before)}
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_a_learners_host_that_came_too_late_is_a_mistake():
+    with pytest.raises(UserError, match="placement.learner=b, but rank 0 is on a: it takes effect on the command line only"):
+        make_plan(two_hosts(), {**EACH_4, "learner": "b"})
+    assert make_plan(two_hosts(), {**EACH_4, "learner": "a"}).lanes == (0, 4, 4, 4, 4)

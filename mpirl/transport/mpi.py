@@ -28,13 +28,17 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def world(deadline: float = Group.deadline) -> MpiGroup:
-    """The group of all ranks that the launcher started. No wait for the others lasts longer than `deadline` seconds."""
+def world(deadline: float = Group.deadline, learner: str = "") -> MpiGroup:
+    """The group of all ranks that the launcher started. No wait for the others lasts longer than `deadline` seconds.
+
+    learner: a host; its first rank becomes rank 0, the others follow in their order. Empty: the launcher's order stays.
+    """
     die_with_launcher(os.environ)
     MPI = _initialized(deadline)
     check_world(MPI.COMM_WORLD.Get_size(), os.environ, _library(MPI))
     try:
-        return MpiGroup(MPI.COMM_WORLD, deadline)
+        group = MpiGroup(MPI.COMM_WORLD, deadline)
+        return group.led_from(learner) if learner else group
     except RankSilent as error:  # the caller has no group yet to end the job with
         startup.say(str(error))
         _abort(1)
@@ -45,7 +49,10 @@ class MpiGroup(Group):
 
     grace: float = 4.0
 
-    def __init__(self, comm: MPI.Intracomm, deadline: float = Group.deadline, patient: bool = True):
+    def __init__(
+        self, comm: MPI.Intracomm, deadline: float = Group.deadline, patient: bool = True, number: int | None = None
+    ):
+        """number: what messages call this rank; None: its rank in `comm`."""
         super().__init__()
         self.rank, self.size, self.host = comm.Get_rank(), comm.Get_size(), socket.gethostname()
         self.patient = patient
@@ -60,7 +67,7 @@ class MpiGroup(Group):
         self._notes.arrive()
         self._comm, request = comm.Idup()
         self._wait([request], "start-up")
-        self._members = self.exchange((self._MPI.COMM_WORLD.Get_rank(), self.host))
+        self._members = self.exchange((self.rank if number is None else number, self.host))
         self.started(deadline)
 
     def broadcast(self, array: np.ndarray) -> None:
@@ -100,7 +107,16 @@ class MpiGroup(Group):
 
     def split(self, color: int) -> MpiGroup:
         self.exchange(color)  # Split waits without a deadline: call it when all are known to be there
-        return MpiGroup(self._notes.comm.Split(color, self.rank), self.deadline, self.patient)
+        return MpiGroup(self._notes.comm.Split(color, self.rank), self.deadline, self.patient, self._members[self.rank][0])
+
+    def led_from(self, host: str) -> MpiGroup:
+        """* The group of all these ranks in which the first one on `host` is rank 0; ends this group."""
+        first = startup.first_rank_on(host, self.exchange(self.host))
+        if first == 0:
+            return self
+        comm = self._notes.comm.Split(0, -1 if self.rank == first else self.rank)
+        self.close()
+        return MpiGroup(comm, self.deadline, self.patient)
 
     def heartbeat(self) -> None:
         now = time.monotonic()

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mpirl.errors import RankSilent, UserError
+from mpirl.errors import AgreedError, RankSilent, UserError
+from mpirl.rules import is_host
 from mpirl.transport import waiting
 from mpirl.transport.launcher import launched_rank, launched_size
 
@@ -85,6 +86,14 @@ def places(members: Sequence[tuple[int, str | None]]) -> str:
     for rank, host in members:
         ranks_of.setdefault(host, []).append(rank)
     return ", ".join(f"{host} ({_numbers(ranks)})" if host else _numbers(ranks) for host, ranks in ranks_of.items())
+
+
+def first_rank_on(host: str, hosts: Sequence[str]) -> int:
+    """The first rank on a host, of the `hosts` of all. Raises AgreedError if none is there: all ranks look alike."""
+    for rank, name in enumerate(hosts):
+        if is_host(host, name):
+            return rank
+    raise AgreedError(f"placement.learner={host}: no rank runs there; the hosts are {', '.join(dict.fromkeys(hosts))}")
 
 
 def _seconds(waited: float) -> str:

@@ -57,6 +57,9 @@ PMIxTimeout=60
 GRES_CONF = "AutoDetect=off\n"
 
 
+GPU = " Gres=gpu:1 Weight=9"  # jobs that want no GPU take other nodes first, as clusters have it
+
+
 class Slurm:
     """The cluster. Commands find it by its files, which stand in for /etc/slurm on the lab's hosts."""
 
@@ -64,7 +67,7 @@ class Slurm:
         """folder: HOME as seen from outside. address: where slurmctld listens. cpus: per host, for Slurm to count."""
         self._site, self._hosts = site, list(hosts)
         gpus = [host for host in self._hosts if host.name.startswith("gpu")]  # jobs can ask for one; there is no device
-        nodes = [f"NodeName={host.name} NodeAddr={host.address}{' Gres=gpu:1' if host in gpus else ''}" for host in self._hosts]
+        nodes = [f"NodeName={host.name} NodeAddr={host.address}{GPU if host in gpus else ''}" for host in self._hosts]
         config = SLURM_CONF.format(controller=CONTROLLER, address=address, home=HOME, cpus=cpus, nodes="\n".join(nodes))
         gres = GRES_CONF + "".join(f"NodeName={host.name} Name=gpu File=/dev/null\n" for host in gpus)
         self._write(folder, {"slurm.conf": config, "cgroup.conf": CGROUP_CONF, "mpi.conf": MPI_CONF, "gres.conf": gres})

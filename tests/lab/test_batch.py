@@ -44,3 +44,14 @@ def test_an_array_makes_a_run_of_every_task(lab, tmp_path):
     assert {status(run)["trial"] for run in done} == {"1", "2"}
     for run in done:
         check_complete(run)
+
+
+def test_a_heterogeneous_job_has_the_learner_on_the_node_with_the_gpu(lab, tmp_path):
+    settings = "emulator=catch total_steps=3000 algorithm.epochs=1"
+    words = lab.run(
+        f"sbatch --wait --output={tmp_path}/words launch/slurm-het.sbatch {settings} run_dir={tmp_path}/run", timeout=240
+    )
+    assert words.returncode == 0, (tmp_path / "words").read_text()[-3000:]
+    hosts = status(tmp_path / "run")["hosts"]
+    assert hosts[0] == "gpu0" and len(hosts) == 9 and "gpu0" not in hosts[1:]
+    check_complete(tmp_path / "run")

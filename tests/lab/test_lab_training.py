@@ -48,6 +48,16 @@ def test_srun_with_pmix_trains_with_open_mpi(lab, tmp_path):
     check_complete(tmp_path / "run")
 
 
+def test_the_learner_can_be_put_on_a_host_that_the_launcher_does_not_name_first(lab, tmp_path):
+    settings = f"{CATCH} placement.learner=gpu0 run_dir={tmp_path}/run"
+    result = lab.run(f"srun -N5 -n9 --mpi=pmix python -m mpirl.main {settings}", timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert status(tmp_path / "run")["hosts"][0] == "gpu0" and status(tmp_path / "run")["hosts"].count("gpu0") == 1
+    check_complete(tmp_path / "run")
+    wrong = lab.run(f"{OPENMPI} {CATCH} placement.learner=gpu7 run_dir={tmp_path}/run2", timeout=120)
+    assert wrong.returncode != 0 and wrong.stderr.count("placement.learner=gpu7: no rank runs there; the hosts are gpu0, cpu1") == 1
+
+
 def test_srun_with_pmi2_trains_with_mpich(lab, mpich, tmp_path):
     result = lab.run(f"srun -N5 -n9 --mpi=pmi2 python -m mpirl.main {CATCH} run_dir={tmp_path}/run", env=mpich, timeout=120)
     assert result.returncode == 0, result.stderr

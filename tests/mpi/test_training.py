@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -144,6 +145,23 @@ def test_workers_play_with_the_settings_that_a_rule_gives_them(tmp_path):
     run(3, *COUNTING, rules, "placement.lanes_per_worker=2", "total_steps=200", f"run_dir={tmp_path}/run")
     rows = [row for path in segments(tmp_path / "run/archive") for row in Segment(path).episodes()]
     assert {(row["rank"], row["length"]) for row in rows} == {(1, 7), (2, 5)}
+
+
+def test_workers_see_their_gpus_and_have_their_cores(tmp_path):
+    (tmp_path / "seen.py").write_text(
+        "import os\nfrom mpirl.emulators.catch import Catch\n"
+        "class Seen(Catch):\n    def __init__(self):\n        super().__init__()\n"
+        "        seen = os.environ.get('CUDA_VISIBLE_DEVICES'), sorted(os.sched_getaffinity(0))\n"
+        "        open(f'{os.environ[\"SEEN\"]}/{os.environ[\"OMPI_COMM_WORLD_RANK\"]}', 'w').write(repr(seen))\n"
+    )
+    env = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "SEEN": str(tmp_path)}
+    settings = ["emulator=catch", "~emulator.rows", "~emulator.columns", "~emulator.latency", "emulator._target_=seen.Seen"]
+    rules = "placement.rules=[{ranks: 3, gpus: [5, 6], cores: 0}]"
+    run(4, *settings, "total_steps=100", "placement.worker_gpus=[2,4]", rules, f"run_dir={tmp_path}/run", env=env)
+    seen = [ast.literal_eval((tmp_path / str(rank)).read_text()) for rank in (1, 2, 3)]
+    assert [gpus for gpus, _ in seen] == ["2", "4", "5,6"] and seen[2][1] == [0]
+    run(2, *settings, "total_steps=100", f"run_dir={tmp_path}/run2", env={**env, "CUDA_VISIBLE_DEVICES": "0"})
+    assert ast.literal_eval((tmp_path / "1").read_text())[0] == ""
 
 
 def test_resume_auto_starts_anew_where_no_checkpoint_was_left(tmp_path):
