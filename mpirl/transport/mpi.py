@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+SETTLE = 0.2  # seconds between MPI_Init and the first message: a slow rank that is just leaving it (Open MPI 5.0.11) crashed on one
+
+
 def world(deadline: float = Group.deadline, learner: str = "") -> MpiGroup:
     """The group of all ranks that the launcher started. No wait for the others lasts longer than `deadline` seconds.
 
@@ -227,6 +230,7 @@ def _initialized(deadline: float) -> Any:
             raise startup.HostError(f"MPI_Init ends with code {code}", "the MPI library says more above")
         for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):  # which mpi4py does else
             comm.Set_errhandler(MPI.ERRORS_RETURN)
+        time.sleep(SETTLE)
     return MPI
 
 

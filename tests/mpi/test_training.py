@@ -141,10 +141,11 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
 
 
 def test_workers_play_with_the_settings_that_a_rule_gives_them(tmp_path):
-    rules = "placement.rules=[{ranks: 2, lanes: 1, emulator: {episode_length: 5}}]"
+    rules = "placement.rules=[{ranks: 2, lanes: 1, emulator: {episode_length: 1}}]"
     run(3, *COUNTING, rules, "placement.lanes_per_worker=2", "total_steps=200", f"run_dir={tmp_path}/run")
     rows = [row for path in segments(tmp_path / "run/archive") for row in Segment(path).episodes()]
-    assert {(row["rank"], row["length"]) for row in rows} == {(1, 7), (2, 5)}
+    lengths = {rank: {row["length"] for row in rows if row["rank"] == rank} for rank in (1, 2)}
+    assert lengths[2] == {1} and max(lengths[1]) > 7  # 1 to 2 * episode_length - 1
 
 
 def test_workers_see_their_gpus_and_have_their_cores(tmp_path):
@@ -169,9 +170,10 @@ def test_resume_auto_starts_anew_where_no_checkpoint_was_left(tmp_path):
     run(0, *COUNTING, "total_steps=200", f"run_dir={directory}")
     for path in [*directory.glob("checkpoints/*"), directory / "COMPLETED"]:
         path.unlink()
+    before = [iteration for iteration, _, _ in read_archive(directory / "archive")]
     result = run(0, "resume=auto", f"run_dir={directory}")
-    assert "it has no checkpoint; 2 iterations of its archive set aside" in result.stdout
-    assert [iteration for iteration, _, _ in read_archive(directory / "archive")] == [1, 2]
+    assert f"it has no checkpoint; {len(before)} iterations of its archive set aside" in result.stdout
+    assert [iteration for iteration, _, _ in read_archive(directory / "archive")] == before
     assert (directory / "COMPLETED").is_file()
 
 
