@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-SETTLE = 0.2  # seconds between MPI_Init and the first message: a slow rank that is just leaving it (Open MPI 5.0.11) crashed on one
+SETTLE = 0.2  # seconds from MPI_Init to the first message: one crashed a rank that was only leaving it (Open MPI 5.0.11)
 
 
 def world(deadline: float = Group.deadline, learner: str = "") -> MpiGroup:
