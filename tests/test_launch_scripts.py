@@ -233,6 +233,15 @@ def test_array_tasks_have_run_directories_of_their_own(job):
     assert job.run("run_dir=sweep", **array).code == 2 and "set MPIRL_RUN_DIR=sweep" in job.printed
 
 
+def test_an_srun_that_hangs_after_the_run_has_ended_is_ended(job):
+    job.leave(state="finished", completed=True)
+    with open(job.folder / "step", "a") as step:
+        step.write("exec sleep 300\n")
+    start = time.monotonic()
+    assert job.run(MPIRL_PATIENCE="1").code == 0 and "completed iteration 20" in job.printed
+    assert time.monotonic() - start < 20
+
+
 def test_an_array_script_wants_an_array(job):
     assert job.run(script="slurm-array.sbatch").code != 0 and "--array=1-5" in job.printed
 

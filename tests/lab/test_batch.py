@@ -49,7 +49,9 @@ def test_an_array_makes_a_run_of_every_task(lab, tmp_path):
 def test_a_heterogeneous_job_has_the_learner_on_the_node_with_the_gpu(lab, tmp_path):
     settings = "emulator=catch total_steps=3000 algorithm.epochs=1"
     words = lab.run(
-        f"sbatch --wait --output={tmp_path}/words launch/slurm-het.sbatch {settings} run_dir={tmp_path}/run", timeout=240
+        f"sbatch --wait --output={tmp_path}/words launch/slurm-het.sbatch {settings} run_dir={tmp_path}/run",
+        env={"MPIRL_PATIENCE": "10"},
+        timeout=240,
     )
     assert words.returncode == 0, (tmp_path / "words").read_text()[-3000:]
     hosts = status(tmp_path / "run")["hosts"]
