@@ -12,12 +12,12 @@ import torch
 from mpirl import seeds
 from mpirl.agreement import agree
 from mpirl.build import build, settings_of
-from mpirl.device import choose_device, choose_precision, has_bfloat16
+from mpirl.device import choose_device, choose_precision, has_bfloat16, is_small
 from mpirl.emulators.base import EmulatorBatch, Frame
 from mpirl.emulators.lanes import make_emulator
 from mpirl.errors import AgreedError
 from mpirl.models.base import Distribution, Model
-from mpirl.plan import Plan
+from mpirl.plan import Plan, single_threaded
 from mpirl.specs import Specs
 from mpirl.trajectory import Layout
 from mpirl.transport.base import Group
@@ -62,6 +62,12 @@ def make_model(config: Mapping[str, Any], specs: Specs) -> tuple[Model, Layout]:
         model = build(algorithm.model_node(config["model"], settings), "model", specs=specs)
     extras = algorithm.extras(specs)
     return model, Layout(specs, config["steps"], context=model.frame_stack - 1, core=model.core_size, extras=extras)
+
+
+def agree_on_model(config: Mapping[str, Any], group: Group, plan: Plan, specs: Specs) -> tuple[Model, Layout, Plan]:
+    """* The model, the layout, and the plan with the threads that suit the model's size."""
+    model, layout = agree(group, lambda: make_model(config, specs))[0]
+    return model, layout, single_threaded(plan, config["placement"]) if is_small(model) else plan
 
 
 def agree_on_precision(config: Mapping[str, Any], group: Group, model: Model, specs: Specs) -> tuple[torch.device, str]:

@@ -15,19 +15,18 @@ from mpirl.agreement import agree
 from mpirl.algorithms.base import OfflineAlgorithm
 from mpirl.archive.survey import Survey, survey
 from mpirl.archive.windows import EXTRAS, REASONS, Purpose, Use, Windows, find_windows
-from mpirl.assembly import agree_on_precision, make_model
-from mpirl.emulators.lanes import make_emulator
+from mpirl.assembly import agree_on_model, agree_on_precision
 from mpirl.build import build
 from mpirl.checkpoint import Checkpoints
-from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, is_small, pinned
+from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, pinned
 from mpirl.emulators.base import EmulatorBatch
+from mpirl.emulators.lanes import make_emulator
 from mpirl.episodes import EpisodeTracker
 from mpirl.errors import AgreedError, UserError
-from mpirl.inheritance import initialize
 from mpirl.models.base import Model
 from mpirl.offline_learner import OfflineLearner, Reading
-from mpirl.plan import Plan, single_threaded
-from mpirl.role import Role, add_worker
+from mpirl.plan import Plan
+from mpirl.role import Role, add_worker, begin_learning
 from mpirl.specs import Specs
 from mpirl.trajectory import Layout, Trajectory
 from mpirl.transport.base import Group
@@ -60,9 +59,7 @@ def take_offline_role(
     found = agree(group, lambda: None if group.rank else survey(config["offline"]["archive"], group.heartbeat))[0]
     specs = group.exchange(found.specs if found else None)[0]
     emulator, can_evaluate = agree_on_evaluation(config, group, plan, specs)
-    model, layout = agree(group, lambda: make_model(config, specs))[0]
-    if is_small(model):
-        plan = single_threaded(plan, config["placement"])
+    model, layout, plan = agree_on_model(config, group, plan, specs)
     threads = partial(torch.set_num_threads, plan.threads[group.rank])
     threads()
     device, precision = agree_on_precision(config, group, model, specs)
@@ -145,12 +142,7 @@ def add_learner(
         run_seed=config["seed"],
         begin=threads,
     )
-    if state:
-        role.learner.load_state_dict(state)
-    elif config["init_from"]:
-        initialize(weights, config)
-    group.stopwatch = role.learner.times
-    role.weights = weights.array
+    begin_learning(role, config, group, weights, state)
 
 
 def make_reading(

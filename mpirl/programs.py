@@ -9,13 +9,11 @@ from typing import Any
 
 from mpirl import checkpoint
 from mpirl.agreement import agree
-from mpirl.assembly import agree_on_emulator, agree_on_precision, make_model
-from mpirl.device import is_small
+from mpirl.assembly import agree_on_emulator, agree_on_model, agree_on_precision
 from mpirl.evaluation import evaluate
 from mpirl.files import write_json
 from mpirl.offline import learn_offline, make_schedule
 from mpirl.offline_role import take_offline_role
-from mpirl.plan import single_threaded
 from mpirl.role import plan_world, take_role
 from mpirl.rundir import RunDirectory
 from mpirl.schedule import Command
@@ -60,10 +58,8 @@ def show_world(config: Config, text: str, group: Group) -> None:
     plan = plan_world(config, group)
     check_identity(config, group, plan)
     emulator, specs = agree_on_emulator(config, group, plan)
-    model, layout = agree(group, lambda: make_model(config, specs))[0]
+    model, layout, plan = agree_on_model(config, group, plan, specs)
     device, precision = agree_on_precision(config, group, model, specs)
-    if is_small(model):
-        plan = single_threaded(plan, config["placement"])
     if emulator:
         emulator.close()
     if group.rank == 0:

@@ -16,20 +16,20 @@ import torch
 from mpirl import seeds
 from mpirl.agreement import agree
 from mpirl.archive.base import ArchiveWriter
-from mpirl.assembly import LazyEmulator, agree_on_emulator, agree_on_precision, draw_noise, make_model
+from mpirl.assembly import LazyEmulator, agree_on_emulator, agree_on_model, agree_on_precision, draw_noise
 from mpirl.build import build
 from mpirl.checkpoint import Checkpoints
-from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, is_small, pinned
+from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, pinned
 from mpirl.emulators.base import EmulatorBatch
 from mpirl.emulators.lanes import make_emulator
 from mpirl.episodes import EpisodeTracker, first_episodes
+from mpirl.errors import UserError
 from mpirl.inheritance import initialize
 from mpirl.learner import Learner
 from mpirl.models.base import Model
-from mpirl.errors import UserError
-from mpirl.plan import Plan, make_plan, plan_alone, single_threaded
-from mpirl.rankinfo import RankInfo
+from mpirl.plan import Plan, make_plan, plan_alone
 from mpirl.policies.local import LocalPolicy
+from mpirl.rankinfo import RankInfo
 from mpirl.trajectory import Layout, Trajectory
 from mpirl.transport.base import Group
 from mpirl.weights import FlatWeights
@@ -108,9 +108,7 @@ def take_role(
     Mistakes in the config that a rank meets here are raised on all ranks alike.
     """
     emulator, specs = agree_on_emulator(config, group, plan)
-    model, layout = agree(group, lambda: make_model(config, specs))[0]
-    if is_small(model):
-        plan = single_threaded(plan, config["placement"])
+    model, layout, plan = agree_on_model(config, group, plan, specs)
     threads = partial(torch.set_num_threads, plan.threads[group.rank])
     threads()
     device, precision = agree_on_precision(config, group, model, specs)
@@ -150,6 +148,14 @@ def add_learner(
         total_steps=config["total_steps"],
         begin=threads,
     )
+    begin_learning(role, config, group, weights, state)
+
+
+def begin_learning(
+    role: Role, config: Mapping[str, Any], group: Group, weights: PublishedWeights, state: Mapping[str, Any] | None
+) -> None:
+    """On rank 0: load what the learner starts from (`state` is a checkpoint's), and publish its weights."""
+    assert role.learner is not None
     if state:
         role.learner.load_state_dict(state)
     elif config["init_from"]:

@@ -97,11 +97,11 @@ def open_run(directory: RunDirectory, config: Config, text: str) -> dict[str, An
         return None
     directory.resume()
     if config["resume"] == "auto" and not checkpoint.numbered(directory.checkpoints):
-        aside = resume_at(directory.archive, 0) if directory.archive.is_dir() else 0
+        aside = resume_at(directory.archive, 0)
         print(f"started {directory.path} anew: it has no checkpoint; {aside} iterations of its archive set aside", flush=True)
         return None
     path, state = checkpoint.load(directory.checkpoints)
-    aside = resume_at(directory.archive, state["iteration"]) if directory.archive.is_dir() else 0
+    aside = resume_at(directory.archive, state["iteration"])
     set_aside = f"; {aside} later iterations of the archive set aside in {directory.archive}" if aside else ""
     print(
         f"resumed {directory.path} from {path}: iteration {state['iteration']}, {state['steps']:,} steps, "

@@ -78,6 +78,19 @@ class Specs:
             raise UserError("Specs need at least one observation field")
 
 
+def bound_of(bound: np.ndarray) -> Any:
+    """A bound as ArraySpec writes it: None if all infinite, a number if all equal, else nested tuples."""
+    if np.all(np.isinf(bound)):
+        return None
+    if np.all(bound == bound.flat[0]):
+        return float(bound.flat[0])
+    return _tuples(bound.tolist())
+
+
+def _tuples(values: Any) -> Any:
+    return tuple(_tuples(value) for value in values) if isinstance(values, list) else float(values)
+
+
 def observation_fields(observation: Any, prefix: str = "observation") -> dict[str, Any]:
     """Flatten an array or a (nested) mapping of arrays to {field name: array}."""
     if not isinstance(observation, Mapping):

@@ -2,12 +2,11 @@
 
 import copy
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-from mpirl.config import CONFIGS, check, for_each_job
+from mpirl.config import check, for_each_job
 from mpirl.errors import UserError
 
 GAME = """

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mpirl.algorithms.base import Batch, OfflineAlgorithm
 from mpirl.algorithms.bc import likelihood
-from mpirl.algorithms.fitting import check_model, evaluated, fit, forward, position, set_learning_rate, slots
-from mpirl.algorithms.ppo import adam, check
+from mpirl.algorithms.fitting import adam, check, check_model, evaluated, fit, forward, position, set_learning_rate, slots
 from mpirl.algorithms.returns import advantage_weights, explained_variance, gae, life_loss_discount, step_advantage
 from mpirl.algorithms.two_level import TaskFilter
 from mpirl.errors import UserError

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mpirl.algorithms.base import Batch, OfflineAlgorithm
-from mpirl.algorithms.fitting import check_model, evaluated, fit, forward, position, set_learning_rate, slots
-from mpirl.algorithms.ppo import adam, check
+from mpirl.algorithms.fitting import adam, check, check_model, evaluated, fit, forward, position, set_learning_rate, slots
 from mpirl.models.base import Model, Output
 from mpirl.specs import Specs
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from mpirl.algorithms.base import Algorithm, Batch
 from mpirl.algorithms.buffer import ReplayBuffer, Transitions
-from mpirl.algorithms.fitting import check_model, finite, set_learning_rate
-from mpirl.algorithms.ppo import adam, check
+from mpirl.algorithms.fitting import adam, check, check_model, descend, finite, set_learning_rate
 from mpirl.algorithms.returns import life_loss_discount
 from mpirl.errors import UserError
 from mpirl.models.base import Model
@@ -90,7 +89,6 @@ class DQN(Algorithm):
             specs.observation, buffer_size, n_step=n_step, gamma=gamma, exponent=priority_exponent, **frames
         )
         self.optimizer = adam(model, learning_rate, adam_epsilon)
-        self._weights = list(model.parameters())
         self.n_updates = 0
         self.due = 0.0  # minibatches that the steps so far have earned and that were not yet drawn
 
@@ -161,17 +159,11 @@ class DQN(Algorithm):
             if self.buffer.exponent:
                 loss = loss * self._tensor(self.buffer.weights(drawn.rows, beta))
                 self.buffer.prioritise(drawn.rows, error.cpu().numpy())
-            self._descend(loss.mean())
+            descend(loss.mean(), self.optimizer, self.max_grad_norm)
             rows.append(torch.stack([loss.detach().mean(), error.abs().mean(), value.mean()]))
             self.n_updates += 1
         means = torch.stack(rows).mean(0).tolist() if rows else []  # the one wait for the device if draws are uniform
         return finite(dict(zip(("loss", "td_error", "value"), means)))
-
-    def _descend(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._weights, self.max_grad_norm)
-        self.optimizer.step()
 
     def _observe(self, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
         """Observations and step types of rows of the buffer, on the model's device."""

@@ -1,8 +1,8 @@
-"""Fitting a model to chosen steps of a batch, minibatch by minibatch: what offline algorithms share."""
+"""Fitting a model to chosen steps of a batch, minibatch by minibatch: what algorithms share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mpirl.algorithms.base import Batch
-from mpirl.algorithms.ppo import minibatches
 from mpirl.errors import UserError
 from mpirl.models.base import Model, Output
 
@@ -59,20 +58,34 @@ def fit(
     """
     rows: list[Tensor] = []
     names: list[str] = []
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     num_steps = len(next(iter(columns.values())))
     for _ in range(epochs if num_steps else 0):
         for index in minibatches(batch.random, num_steps, minibatch_size):
             chosen = torch.from_numpy(index).to(batch.fields["step_type"].device)
             value, statistics = loss(batch, {name: column.index_select(0, chosen) for name, column in columns.items()})
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-            optimizer.step()
+            descend(value, optimizer, max_grad_norm)
             names = ["loss", *statistics]
             rows.append(torch.stack([value.detach(), *(number.detach() for number in statistics.values())]))
     means = torch.stack(rows).mean(0).tolist() if rows else []  # the one wait for the device
     return finite(dict(zip(names, means)))
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+    """One step down the gradient of a loss, clipped to a norm."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_grad_norm)
+    optimizer.step()
+
+
+def minibatches(random: np.random.Generator, count: int, size: int) -> Iterator[np.ndarray]:
+    """Shuffled indices of `count` steps in parts of `size`; what is left is a part too, but a single step joins the last."""
+    order = random.permutation(count)
+    start = 0
+    while start < count:
+        end = count if count - start <= size + 1 else start + size
+        yield order[start:end]
+        start = end
 
 
 def finite(statistics: dict[str, float]) -> dict[str, float]:
@@ -95,3 +108,18 @@ def check_model(model: Model, algorithm: Any) -> None:
     if model.core_size:
         name = type(algorithm).__name__
         raise UserError(f"{name} trains models without recurrent state, {type(model).__name__} has one: choose another model")
+
+
+def adam(model: nn.Module, learning_rate: float, epsilon: float) -> torch.optim.Adam:
+    """Adam, fused into one kernel where the parameters' device can."""
+    try:
+        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon, fused=True)
+    except RuntimeError:
+        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon)
+
+
+def check(settings: dict[str, Any], holds: Any, mend: str) -> None:
+    """A UserError for the first setting that is not a number or does not hold."""
+    for key, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+            raise UserError(f"algorithm.{key}={value!r}: {mend}")

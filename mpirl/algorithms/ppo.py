@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpirl.algorithms.base import Algorithm, Batch
+from mpirl.algorithms.fitting import adam, check, descend, minibatches, set_learning_rate
 from mpirl.algorithms.returns import explained_variance, gae, life_loss_discount
 from mpirl.errors import UserError
 from mpirl.models.base import Model
@@ -100,8 +100,7 @@ class PPO(Algorithm):
         remaining = 1.0 - batch.progress
         learning_rate = self.learning_rate * (remaining if self.anneal_learning_rate else 1.0)
         clip_range = self.clip_range * (remaining if self.anneal_clip_range else 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         steps = self.prepare(batch)
         statistics = {"learned": len(steps), "learning_rate": learning_rate, "clip_range": clip_range}
         if self.clip_value is not None:
@@ -170,7 +169,7 @@ class PPO(Algorithm):
                 if self.target_kl is not None and row[-1] > 1.5 * self.target_kl:
                     go_on = False
                     break
-                self._descend(loss)
+                descend(loss, self.optimizer, self.max_grad_norm)
             self.n_updates += 1
             if not go_on:
                 break
@@ -179,22 +178,6 @@ class PPO(Algorithm):
             summary.append(self.model.distribution.std(parameters).mean())
         numbers = torch.cat([torch.stack(rows).flatten(), torch.stack(summary)]).tolist()  # the one wait for the device
         return report(np.reshape(numbers[: -len(summary)], (len(rows), -1)), epoch_start, numbers[-len(summary) :])
-
-    def _descend(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-
-
-def minibatches(random: np.random.Generator, count: int, size: int) -> Iterator[np.ndarray]:
-    """Shuffled indices of `count` steps in parts of `size`; what is left is a part too, but a single step joins the last."""
-    order = random.permutation(count)
-    start = 0
-    while start < count:
-        end = count if count - start <= size + 1 else start + size
-        yield order[start:end]
-        start = end
 
 
 def report(rows: np.ndarray, last_epoch: int, summary: list[float]) -> dict[str, float]:
@@ -209,18 +192,3 @@ def report(rows: np.ndarray, last_epoch: int, summary: list[float]) -> dict[str,
     mean["loss"] = float(rows[-1, PER_MINIBATCH.index("loss")])
     mean["approx_kl"] = float(rows[last_epoch:, PER_MINIBATCH.index("approx_kl")].mean())
     return mean | dict(zip(("explained_variance", "std"), summary))
-
-
-def adam(model: nn.Module, learning_rate: float, epsilon: float) -> torch.optim.Adam:
-    """Adam, fused into one kernel where the parameters' device can."""
-    try:
-        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon, fused=True)
-    except RuntimeError:
-        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon)
-
-
-def check(settings: dict[str, Any], holds: Any, mend: str) -> None:
-    """A UserError for the first setting that is not a number or does not hold."""
-    for key, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
-            raise UserError(f"algorithm.{key}={value!r}: {mend}")

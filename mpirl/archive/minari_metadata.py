@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpirl.errors import UserError
-from mpirl.specs import ArraySpec
+from mpirl.specs import ArraySpec, bound_of
 
 NAME = re.compile(r"(?:[-_\w][-_\w/]*[-_\w]+/)?[-_\w]+?-v\d+")  # as Minari 0.5 takes them, with a version
 GYMNASIUM, ALE = "mpirl.emulators.gymnasium.GymnasiumEmulator", "mpirl.emulators.ale.AtariLanes"
@@ -89,7 +89,7 @@ def spec_of_observation(space: Mapping[str, Any], name: str) -> ArraySpec:
         return ArraySpec(tuple(shape), "int8", low=0.0, high=1.0)
     if kind == "MultiDiscrete":
         start, count = np.asarray(space["start"]), np.asarray(space["nvec"])
-        return ArraySpec(count.shape, space["dtype"], low=_bound(start), high=_bound(start + count - 1))
+        return ArraySpec(count.shape, space["dtype"], low=bound_of(start), high=bound_of(start + count - 1))
     raise UserError(f"{name} has a space of type {kind}; mpirl has Box, Discrete, MultiBinary, MultiDiscrete and Dict of these")
 
 
@@ -157,20 +157,7 @@ def _environment(id: str, entry_point: str, settings: Mapping[str, Any], wrapper
 
 def _box(space: Mapping[str, Any], dtype: str) -> ArraySpec:
     low, high = (np.asarray(space[key], space["dtype"]) for key in ("low", "high"))
-    return ArraySpec(tuple(space["shape"]), dtype, low=_bound(low), high=_bound(high))
-
-
-def _bound(bound: np.ndarray) -> Any:
-    """As ArraySpec writes it: None if all infinite, a number if all equal, else nested tuples."""
-    if np.all(np.isinf(bound)):
-        return None
-    if np.all(bound == bound.flat[0]):
-        return float(bound.flat[0])
-    return _tuples(bound.tolist())
-
-
-def _tuples(values: Any) -> Any:
-    return tuple(_tuples(value) for value in values) if isinstance(values, list) else float(values)
+    return ArraySpec(tuple(space["shape"]), dtype, low=bound_of(low), high=bound_of(high))
 
 
 def _range(dtype: np.dtype) -> tuple[float, float]:

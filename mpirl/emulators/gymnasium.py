@@ -11,7 +11,7 @@ import numpy as np
 
 from mpirl.emulators.base import Emulator, Transition
 from mpirl.errors import UserError
-from mpirl.specs import ArraySpec, Specs, observation_fields
+from mpirl.specs import ArraySpec, Specs, bound_of, observation_fields
 
 Converter = Callable[[Any], Any]
 
@@ -119,11 +119,11 @@ def _observation(name: str, space: Any, id: str) -> tuple[ArraySpec, Converter]:
         return ArraySpec((), "int64", num_values=int(space.n)), lambda value: np.asarray(value - start, np.int64)
     if isinstance(space, Box):
         dtype = np.dtype("float32") if space.dtype == np.float64 else space.dtype
-        spec = ArraySpec(space.shape, dtype, low=_bound(space.low), high=_bound(space.high))
+        spec = ArraySpec(space.shape, dtype, low=bound_of(space.low), high=bound_of(space.high))
     elif isinstance(space, MultiBinary):
         spec = ArraySpec(space.shape, space.dtype, low=0.0, high=1.0)
     elif isinstance(space, MultiDiscrete):
-        spec = ArraySpec(space.shape, space.dtype, low=_bound(space.start), high=_bound(space.start + space.nvec - 1))
+        spec = ArraySpec(space.shape, space.dtype, low=bound_of(space.start), high=bound_of(space.start + space.nvec - 1))
     else:
         raise UserError(
             f"emulator.id={id}: {name} has space {space}; supported are Box, Discrete, MultiBinary, MultiDiscrete and "
@@ -147,22 +147,9 @@ def _action(space: Any, id: str) -> tuple[ArraySpec, Converter]:
         start = int(space.start)
         return ArraySpec((), "int64", num_values=int(space.n)), lambda action: int(action) + start
     if isinstance(space, Box) and space.dtype.kind == "f":
-        spec = ArraySpec(space.shape, "float32", low=_bound(space.low), high=_bound(space.high))
+        spec = ArraySpec(space.shape, "float32", low=bound_of(space.low), high=bound_of(space.high))
         return spec, lambda action: np.clip(np.asarray(action, space.dtype), space.low, space.high)
     raise UserError(
         f"emulator.id={id}: the action has space {space}; supported are Discrete and Box of floats: "
         f"wrap the environment (gymnasium.ActionWrapper)"
     )
-
-
-def _bound(bound: np.ndarray) -> Any:
-    """A space's bound as ArraySpec writes it: None if all infinite, a number if all equal, else nested tuples."""
-    if np.all(np.isinf(bound)):
-        return None
-    if np.all(bound == bound.flat[0]):
-        return float(bound.flat[0])
-    return _tuples(bound.tolist())
-
-
-def _tuples(values: Any) -> Any:
-    return tuple(_tuples(value) for value in values) if isinstance(values, list) else float(values)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mpirl.algorithms.base import Batch
-from mpirl.algorithms.ppo import PER_MINIBATCH, PPO, minibatches
+from mpirl.algorithms.fitting import minibatches
+from mpirl.algorithms.ppo import PER_MINIBATCH, PPO
 from mpirl.errors import UserError
 from mpirl.models.mlp import MLP
 from mpirl.models.stacking import observer

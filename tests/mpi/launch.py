@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 
@@ -62,6 +62,19 @@ def survivors(process: Popen, patience: float = 0.0) -> list[int]:
     while (alive := _session(process.pid)) and time.monotonic() < limit:
         time.sleep(0.05)
     return alive
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until the condition holds; a file or a key that is not there yet is no error."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        try:
+            if condition():
+                return
+        except (FileNotFoundError, KeyError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError("what was waited for did not come")
 
 
 def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:

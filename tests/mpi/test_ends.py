@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import end, mpirun, start, survivors
+from launch import end, mpirun, start, survivors, wait_for
 
 from mpirl.archive.reader import read_archive
 from mpirl.checkpoint import load
@@ -91,15 +91,3 @@ def processes(directory: Path) -> list[int]:
         except OSError:  # it has gone
             pass
     return found
-
-
-def wait_for(condition, seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        try:
-            if condition():
-                return
-        except (FileNotFoundError, KeyError):
-            pass
-        time.sleep(0.05)
-    raise AssertionError("what was waited for did not come")

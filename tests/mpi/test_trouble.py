@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import ROOT, end, mpirun, start, survivors
+from launch import ROOT, end, mpirun, start, survivors, wait_for
 
 from mpirl.archive.reader import read_archive
 
@@ -139,18 +139,6 @@ def test_usr1_to_the_learner_saves_and_stops_and_a_resume_goes_on(tmp_path):
     result = mpirun(3, [*MAIN, "resume=true", f"run_dir={directory}", f"total_steps={status['steps'] + 300}"])
     assert result.returncode == 0 and f"iteration {status['iteration']}," in result.stdout.splitlines()[0]
     assert (directory / "COMPLETED").is_file()
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        try:
-            if condition():
-                return
-        except (FileNotFoundError, KeyError):
-            pass
-        time.sleep(0.05)
-    raise AssertionError("what was waited for did not come")
 
 
 def test_a_world_that_fell_apart_into_single_ranks_is_noticed(tmp_path):
