@@ -66,7 +66,9 @@ def make_model(config: Mapping[str, Any], specs: Specs) -> tuple[Model, Layout]:
 
 def agree_on_model(config: Mapping[str, Any], group: Group, plan: Plan, specs: Specs) -> tuple[Model, Layout, Plan]:
     """* The model, the layout, and the plan with the threads that suit the model's size."""
+    group.milestones.reach("emulators")
     model, layout = agree(group, lambda: make_model(config, specs))[0]
+    group.milestones.reach("model")
     return model, layout, single_threaded(plan, config["placement"]) if is_small(model) else plan
 
 
@@ -80,14 +82,17 @@ def agree_on_precision(config: Mapping[str, Any], group: Group, model: Model, sp
         return device, choose_precision(config["precision"], model, specs, device)
 
     (device, _), precisions = agree(group, choose, lambda chosen: chosen[1])
+    group.milestones.reach("precision")
     follows = group.rank == 0 or config["precision"] != "auto" or has_bfloat16(device)
     return device, precisions[0] if follows else "fp32"
 
 
-def agree_on_emulator(config: Mapping[str, Any], group: Group, plan: Plan) -> tuple[EmulatorBatch | None, Specs]:
-    """* Make the workers' emulators and agree on their specs."""
-    make = lambda: make_emulator(config, plan.lanes[group.rank], plan.emulator[group.rank]) if group.rank else None
-    emulator, all_specs = agree(group, make, lambda made: made.specs if made else None)
+def agree_on_emulator(
+    config: Mapping[str, Any], group: Group, plan: Plan, make: Callable[..., Any] = make_emulator
+) -> tuple[Any, Specs]:
+    """* Make the workers' emulators, with what `make` makes in place of an EmulatorBatch, and agree on their specs."""
+    make_own = lambda: make(config, plan.lanes[group.rank], plan.emulator[group.rank]) if group.rank else None
+    emulator, all_specs = agree(group, make_own, lambda made: made.specs if made else None)
     for rank in range(2, group.size):
         if all_specs[rank] != all_specs[1]:
             raise AgreedError(

@@ -28,12 +28,12 @@ class Checkpoints:
         """Write the learner's state. The archive is brought to disk first, so that none of its segments straddles a save."""
         if learner.archive:
             learner.archive.flush()
-        path = self.save_state(state_of(learner))
+        path = self.save_state(learner.state_dict())
         learner.times.lap("save")
         return path
 
     def save_state(self, state: Mapping[str, Any]) -> Path:
-        """Write a learner's state, as `state_of` gives it."""
+        """Write a learner's state."""
         path = self.directory / f"{state['iteration']:08d}.pt"
         write(path, state)
         self.keep_best(state)
@@ -46,11 +46,6 @@ class Checkpoints:
         if state["mean_return"] is not None and state["mean_return"] > self._best:
             self._best = state["mean_return"]
             write(self.directory / "best.pt", state)
-
-
-def state_of(learner: Learner) -> dict[str, Any]:
-    """What a checkpoint holds. Its tensors may be the learner's own, which the next update changes."""
-    return {**learner.state_dict(), "mean_return": learner.episodes.mean_return}
 
 
 def load(directory: Path, which: str = "latest") -> tuple[Path, dict[str, Any]]:

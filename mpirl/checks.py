@@ -29,15 +29,32 @@ def check(config: Mapping[str, Any]) -> None:
         value = lookup(config, key)
         if value < bound:
             raise UserError(f"{key}={value}: write {bound} or more")
+    if config["schedule"]["lag"] not in (0, 1):
+        raise UserError(f"schedule.lag={config['schedule']['lag']}: write 0, or 1 to collect while the learner learns")
+    for key, choices in (("wire.gather", ("direct", "host")), ("wire.weights", ("fp32", "bf16"))):
+        if lookup(config, key) not in choices:
+            raise UserError(f"{key}={lookup(config, key)!r}: choose one of {', '.join(choices)}")
     for key in ("deadline", "startup_deadline", "max_time"):
         if config[key] is not None and not config[key] > 0:
             raise UserError(f"{key}={config[key]}: write a number of seconds above 0")
     for key, provided in (("model", ("specs",)), ("algorithm", ("model", "specs"))):
         settings_of(config[key], key, provided)
+    check_policy(config)
     check_offline(config)
     check_content(config["archive"]["content"])
     check_rules(*(config["archive"][name] for name in ("every", "min_return_quantile", "max_bytes")))
     check_emulator(config)
+
+
+def check_policy(config: Mapping[str, Any]) -> None:
+    if config["policy"] is None:  # of a run that was saved before there was a choice
+        return
+    target, _ = settings_of(config["policy"], "policy", ("model", "autocast", "extras"))
+    if getattr(target, "is_central", False) and config["schedule"]["lag"]:
+        raise UserError(
+            "policy=central with schedule.lag=1: rank 0 cannot act for the workers and learn at once; choose policy=local, or "
+            "schedule.lag=0"
+        )
 
 
 def check_emulator(config: Mapping[str, Any]) -> None:
@@ -63,6 +80,8 @@ def check_offline(config: Mapping[str, Any]) -> None:
         )
     if program in OFFLINE and config["dry_run"]:
         raise UserError("dry_run=true shows what training would take; offline training it does not know")
+    if program == "offline" and config["schedule"]["lag"]:
+        raise UserError("schedule.lag=1 is for training on emulators; offline training collects nothing: leave it out")
     if not 0 <= config["offline"]["validation"] < 1:
         raise UserError(f"offline.validation={config['offline']['validation']}: write a share from 0 to below 1")
     online = {"train": algorithm, "offline_to_online": config["online"] or algorithm}.get(program)

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,13 @@ from mpirl.build import closest, converted
 from mpirl.checks import check
 from mpirl.commandline import OFFLINE, made_with, spelled_out
 from mpirl.errors import UserError
+from mpirl.job import Job
 from mpirl.rundir import CONFIG
 from mpirl.schema import Schema
 from mpirl.stages import run_in_turn, stages, whether_to_resume
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"  # installed, or in a checkout
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run to do: a resolved plain config, and the same as YAML text for the run directory."""
-
-    config: dict[str, Any]
-    text: str
 
 
 def for_each_job(run: Callable[[Job], int]) -> int:
@@ -106,7 +98,7 @@ def composition_error(error: Exception) -> str:
 def known_keys() -> list[str]:
     """All keys of the schema and of the component configs, by full name."""
     keys = [key for key in flat_keys(OmegaConf.to_container(OmegaConf.structured(Schema)))]
-    for group in ("algorithm", "model", "emulator"):
+    for group in ("algorithm", "model", "policy", "emulator"):
         for path in (CONFIGS / group).glob("*.yaml"):
             node = OmegaConf.to_container(OmegaConf.load(path))
             keys += flat_keys(node if isinstance(node, dict) and group in node else {group: node})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,12 @@ from mpirl.models.base import Model
 from mpirl.models.stacking import observer
 from mpirl.specs import Specs
 from mpirl.trajectory import Trajectory
-from mpirl.weights import FlatWeights
+from mpirl.weights import FlatWeights, wire_array
 
 Autocast = Callable[[], AbstractContextManager]
+
+PROBE_ROWS = {"cpu": 64, "cuda": 256}
+"""Observations of the minibatch that precisions are compared with: enough to tell, and on a CPU every one takes time."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,16 +49,17 @@ def pinned(device: torch.device) -> Callable[[tuple[int, ...], np.dtype], np.nda
 
 
 class PublishedWeights:
-    """The learner's weights as the host array that is broadcast, float32 [P].
+    """The learner's weights as the host array that is broadcast: float32 [P], or with the wire "bf16" rounded, uint16 [P].
 
-    On the CPU the parameters alias it, so publishing costs nothing; from a GPU `publish` copies to page-locked memory.
+    On the CPU the float32 parameters alias it, so publishing costs nothing; from a GPU `publish` copies to page-locked memory.
     """
 
-    def __init__(self, flat: FlatWeights):
+    def __init__(self, flat: FlatWeights, wire: str = "fp32"):
         self.flat = flat
-        on_host = flat.vector.device.type == "cpu"
-        self._host = flat.vector if on_host else torch.empty(flat.vector.shape, pin_memory=True)
-        self.array = self._host.numpy()
+        dtype, on_host = {"fp32": torch.float32, "bf16": torch.bfloat16}[wire], flat.vector.device.type == "cpu"
+        is_same = on_host and wire == "fp32"
+        self._host = flat.vector if is_same else torch.empty(flat.size, dtype=dtype, pin_memory=not on_host)
+        self.array = wire_array(self._host)
         self.publish()
 
     def publish(self) -> None:
@@ -74,9 +79,13 @@ class PublishedWeights:
 
 
 class DeviceBatch:
-    """A host batch as tensors on the learner's device: the same memory on the CPU, one resident copy on a GPU."""
+    """A host batch as tensors on the learner's device: the same memory on the CPU, one resident copy on a GPU.
+
+    host: the batch itself.
+    """
 
     def __init__(self, batch: Trajectory, model: Model, device: torch.device, autocast: Autocast):
+        self.host = batch
         self._host = {name: torch.from_numpy(array) for name, array in batch.items()}
         self._on_host = device.type == "cpu"
         self._fields = self._host if self._on_host else {n: t.to(device) for n, t in self._host.items()}
@@ -104,6 +113,15 @@ def autocast_for(device: torch.device, precision: str) -> Autocast:
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
+def compile_model(model: Model, **settings: Any) -> None:
+    """Let torch compile the model where it is first used: fewer kernels. Where that fails, it warns and runs as it is.
+
+    settings: of `torch.compile`.
+    """
+    torch._dynamo.config.suppress_errors = True
+    model.compile(**settings)
+
+
 def choose_precision(requested: str, model: Model, specs: Specs, device: torch.device) -> str:
     """ "fp32" or "bf16"; with "auto", bf16 where a check finds it correct and at least 1.2 times faster."""
     if requested not in ("auto", "fp32", "bf16"):
@@ -113,17 +131,29 @@ def choose_precision(requested: str, model: Model, specs: Specs, device: torch.d
     if is_small(model) or not has_bfloat16(device):
         return "fp32"
     probe = model.to(device)
-    inputs = sample_inputs(probe, specs, 256, device)
+    inputs = sample_inputs(probe, specs, PROBE_ROWS[device.type], device)
     seconds, outputs = dict.fromkeys(("fp32", "bf16"), float("inf")), {}
-    for _ in range(4):  # taken in turn, the fastest counts: other work on the machine must not decide
-        for precision in seconds:
-            spent, outputs[precision] = time_pass(probe, inputs, autocast_for(device, precision))
-            seconds[precision] = min(seconds[precision], spent)
+    with one_thread():
+        for _ in range(4):  # taken in turn, the fastest counts: other work on the machine must not decide
+            for precision in seconds:
+                spent, outputs[precision] = time_pass(probe, inputs, autocast_for(device, precision))
+                seconds[precision] = min(seconds[precision], spent)
     probe.zero_grad(set_to_none=True)
     scale = outputs["fp32"].abs().max().clamp(min=1e-3)
     error = float((outputs["bf16"] - outputs["fp32"]).abs().max() / scale)
     correct = bool(torch.isfinite(outputs["bf16"]).all()) and error < 0.1
     return "bf16" if correct and seconds["fp32"] > 1.2 * seconds["bf16"] else "fp32"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's operations in one thread: several would wait for each other wherever a core has other work to do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def is_small(model: Model) -> bool:

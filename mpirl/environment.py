@@ -22,6 +22,7 @@ def prepare() -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's large tensors in huge pages: fewer page faults
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # not glibc

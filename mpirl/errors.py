@@ -20,5 +20,9 @@ class RankSilent(RuntimeError):
     """A wait on other ranks passed its deadline; the message names the ranks waited for."""
 
 
+class Interrupted(RuntimeError):
+    """A wait was given up because this rank has failed elsewhere."""
+
+
 class AgreedError(UserError):
     """A mistake that all ranks of the group raise alike: rank 0 prints it, and all leave in order."""

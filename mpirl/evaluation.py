@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from mpirl.episodes import EpisodeTracker
-from mpirl.role import Role
+from mpirl.role import Player, Role
 from mpirl.schedule import Command
 from mpirl.transport.base import Group
-from mpirl.worker import Worker
 
 
 def evaluate(role: Role, group: Group, command: Command) -> dict[str, float] | None:
@@ -26,13 +25,13 @@ def evaluate(role: Role, group: Group, command: Command) -> dict[str, float] | N
     return statistics(whole) if whole else None
 
 
-def play(evaluator: Worker, command: Command, per_lane: int) -> dict[str, np.ndarray]:
+def play(evaluator: Player, command: Command, per_lane: int) -> dict[str, np.ndarray]:
     """Play `per_lane` episodes in every lane: {"return": float64 [N, per_lane], "length": int64 [N, per_lane]}."""
     num_lanes = evaluator.trajectory.num_lanes
     found, count = results(num_lanes, per_lane), np.zeros(num_lanes, int)
     evaluator.restart()
     tracker = EpisodeTracker([0] * num_lanes)
-    while count.min(initial=per_lane) < per_lane:
+    while evaluator.plays_on(bool(count.min(initial=per_lane) < per_lane)):
         evaluator.collect(command)
         for row in tracker.update(command.iteration, evaluator.trajectory):
             lane = row["lane"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mpirl.evaluation import evaluate
 from mpirl.observers.base import Observer
 from mpirl.role import Role
-from mpirl.schedule import Schedule
+from mpirl.schedule import Command, Schedule
 from mpirl.transport.base import Group
 
 
@@ -17,19 +17,29 @@ def train(role: Role, group: Group, schedule: Schedule, observers: Sequence[Obse
     One program for every rank. Lines marked * are collective: all ranks reach them in the same order, so no branch
     around them may use rank-local data.
     """
-    learner, worker = role.learner, role.worker  # exactly one is present
+    learner, worker = role.learner, role.worker  # one of them, or both on rank 0 with policy=central
     for command in schedule.commands(group, learner):  # * iteration, version, decisions
-        group.broadcast(role.weights)  # * learner -> workers, float32 [P]
+        group.broadcast(role.published)  # * learner -> workers, float32 [P]; with policy=central nothing
         if worker:
-            worker.collect(command)  # T steps in every lane
-        group.gather(role.trajectory, role.batch, role.lanes)  # * workers -> learner
+            worker.collect(command)  # T steps in every lane; * with policy=central, where rank 0 answers at every step
+        with group.gathering(role.trajectory, role.staging, role.lanes, beside=schedule.lag > 0):  # * workers -> learner
+            update(role, command)  # with schedule.lag=1 meanwhile, from the batch before
         if learner:
             learner.take(command)  # accounts, episodes, archive
-            learner.learn(command)
+        if not schedule.lag:
+            update(role, command)
         evaluation = evaluate(role, group, command) if command.evaluate else None  # *
         if learner:
-            if command.save:
-                role.checkpoints.save(learner)
             report = learner.report(command, evaluation)
             for observer in observers:
                 observer.observe(report)
+    if learner and learner.learn():  # the last batch, with schedule.lag=1
+        report = learner.report(command, None)
+        for observer in observers:
+            observer.observe(report)
+
+
+def update(role: Role, command: Command) -> None:
+    """On rank 0: learn from the batch that was taken last, if that is not done; save if it is time."""
+    if role.learner and role.learner.learn() and command.save:
+        role.checkpoints.save(role.learner)

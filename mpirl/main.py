@@ -6,6 +6,7 @@ rank 0 sees who is late, and hears what is missing on which host.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from mpirl import environment  # noqa: F401  (first: it says how torch is loaded)
 from mpirl.errors import AgreedError, RankFailed, RankSilent, UserError
+from mpirl.milestones import Milestones
 from mpirl.transport.launcher import end_stuck_launcher, launched_rank, launched_size
 from mpirl.transport.startup import HostError, say
 
 if TYPE_CHECKING:  # until `load` has been called, little is there
-    from mpirl.config import Job
+    from mpirl.job import Job
     from mpirl.transport.base import Group
 
 STARTUP_DEADLINE = 300.0  # seconds; of MPI_Init, unless the command line says otherwise
@@ -79,22 +81,30 @@ def given(arguments: list[str], key: str, default: str) -> str:
 
 
 def load(*modules: str) -> None:
-    """Import modules of mpirl. Raises HostError if something that they need is not installed here."""
+    """Import modules of mpirl. Raises HostError if something that they need is not installed here.
+
+    What they load stays to the end: looking for garbage in it, now and at the end, would take a third of the time of loading.
+    """
+    gc.disable()
     try:
         for module in modules:
             import_module(module)
     except ModuleNotFoundError as error:
         mend = f"install it there for {sys.executable}, or start every rank with the same python"
         raise HostError(str(error), mend) from error
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
-def load_programs() -> None:
-    load("mpirl.config", "mpirl.programs")
+def load_programs(rank: int) -> None:
+    """What this rank needs: rank 0 alone composes configs and writes archives."""
+    load(*(("mpirl.config", "mpirl.archive.writer") if rank == 0 else ()), "mpirl.programs")
 
 
 def run_alone() -> int:
     """A world of threads in this process."""
-    load_programs()
+    load_programs(0)
     from mpirl.config import for_each_job
     from mpirl.transport.threads import run_threads
 
@@ -106,6 +116,8 @@ def run_alone() -> int:
 
 def run_mpi() -> int:
     """This rank's part in the world that the launcher made."""
+    milestones = Milestones()
+    milestones.reach("interpreter")
     load("mpirl.transport.mpi")
     from mpirl.agreement import agree
     from mpirl.transport import mpi
@@ -113,9 +125,12 @@ def run_mpi() -> int:
     deadline = startup_deadline(sys.argv[1:])
     group = mpi.world(deadline, given(sys.argv[1:], "placement.learner", ""))
     group.starting(deadline)
+    group.milestones = milestones
+    milestones.reach("MPI")
     try:
         with ending_the_world(group):
-            agree(group, load_programs)
+            agree(group, lambda: load_programs(group.rank))
+            milestones.reach("libraries")
         return follow(group) if group.rank else lead(group)
     finally:
         with ending_the_world(group):
@@ -152,6 +167,7 @@ def run(job: Job, group: Group) -> int:
     try:
         with ending_the_world(group):
             group.starting(job.config["startup_deadline"])
+            group.milestones.reach("config")
             program(job.config)(job.config, job.text, group)
         return 0
     except AgreedError as error:  # all ranks are here

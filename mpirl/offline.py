@@ -21,7 +21,7 @@ def learn_offline(role: OfflineRole, group: Group, schedule: Schedule, observers
     for command in schedule.commands(group, learner):  # * iteration, version, decisions
         group.broadcast(role.weights)  # * learner -> workers, float32 [P]
         if learner:
-            learner.learn(command)  # meanwhile the workers play
+            learner.study(command)  # meanwhile the workers play
         evaluation = evaluate(role, group, command) if command.evaluate and role.can_evaluate else None  # *
         if learner:
             learner.keep_best(evaluation, role.checkpoints)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpirl import checkpoint, seeds
+from mpirl import seeds
 from mpirl.accounts import Accounts
 from mpirl.algorithms.base import OfflineAlgorithm
 from mpirl.archive.batches import Batches, StreamedBatch
@@ -60,7 +60,7 @@ class OfflineLearner(Learner):
         self._seen = np.zeros(len(Use), np.int64)  # steps of the present epoch so far, by Use
         self._evaluated: np.ndarray | None = None  # weights that the workers evaluate
 
-    def learn(self, command: Command) -> None:
+    def study(self, command: Command) -> None:
         """Validate on a batch's held-out steps and learn from the others; nothing, when all epochs are done."""
         self._evaluated = self._weights.array.copy() if command.evaluate else None
         if self.steps >= self.total_steps:
@@ -68,7 +68,7 @@ class OfflineLearner(Learner):
         self._begin()
         batch = self._next()
         random = seeds.generator(self.run_seed, seeds.LEARNING, command.iteration)
-        loaded = self._device_batch.load(min(1.0, self.steps / self.total_steps), random)
+        loaded = self._batches[0].load(min(1.0, self.steps / self.total_steps), random)
         use = loaded.fields["use"][:, :-1]
         validation = self.algorithm.validate(replace(loaded, chosen=use == int(Use.VALIDATION)))
         self._stats = dict(self.algorithm.learn(replace(loaded, chosen=use == int(Use.TRAINING))))
@@ -82,7 +82,7 @@ class OfflineLearner(Learner):
         """If the evaluated weights are the best so far, keep them in best.pt."""
         if evaluation and self._evaluated is not None:
             best = {"weights": torch.from_numpy(self._evaluated), "mean_return": evaluation["mean_reward"]}
-            checkpoints.keep_best({**checkpoint.state_of(self), **best})
+            checkpoints.keep_best({**self.state_dict(), **best})
             self.times.lap("save")
 
     def close(self) -> None:

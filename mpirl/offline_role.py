@@ -30,7 +30,7 @@ from mpirl.role import Role, add_worker, begin_learning
 from mpirl.specs import Specs
 from mpirl.trajectory import Layout, Trajectory
 from mpirl.transport.base import Group
-from mpirl.weights import FlatWeights
+from mpirl.weights import FlatWeights, ReceivedWeights
 
 Config = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ def take_offline_role(
         agree(group, lambda: add_worker(role, config, group, emulator, model, threads, [], say))
     else:
         agree(group, lambda: None)
-        role.weights = FlatWeights(model).array
+        role.weights = ReceivedWeights(FlatWeights(model), config["wire"]["weights"]).array
     return role
 
 
@@ -121,7 +121,7 @@ def add_learner(
     say: Callable[[str], None],
 ) -> None:
     """Rank 0's parts."""
-    weights = PublishedWeights(FlatWeights(model.to(device)))
+    weights = PublishedWeights(FlatWeights(model.to(device)), config["wire"]["weights"])
     algorithm = build(config["algorithm"], "algorithm", model=model, specs=role.layout.specs)
     if not isinstance(algorithm, OfflineAlgorithm):
         name = type(algorithm).__name__
@@ -130,14 +130,13 @@ def add_learner(
     for text in describe(found, reading, algorithm):
         print(text, flush=True)
         say(text)
-    role.batch = Trajectory.allocate(reading.layout, reading.lanes, pinned(device))
+    batch = Trajectory.allocate(reading.layout, reading.lanes, pinned(device))
     role.checkpoints = Checkpoints(Path(config["run_dir"]) / "checkpoints", config["checkpoint"]["keep"])
     role.learner = OfflineLearner(
         reading,
         algorithm=algorithm,
         weights=weights,
-        batch=role.batch,
-        device_batch=DeviceBatch(role.batch, model, device, autocast_for(device, role.precision)),
+        batches=[DeviceBatch(batch, model, device, autocast_for(device, role.precision))],
         episodes=EpisodeTracker(role.plan.lane_rank),
         run_seed=config["seed"],
         begin=threads,

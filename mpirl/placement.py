@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpirl.assembly import make_model
+from mpirl.central import bytes_per_weight
 from mpirl.config import compose_job
 from mpirl.emulators.lanes import make_emulator
 from mpirl.device import choose_device, is_small
@@ -164,6 +165,8 @@ def describe(
         archived=config["archive"]["enabled"],
         threads_known=[small or bool(plan.cores[rank]) or threads_are_set(rank, plan, settings) for rank in range(len(ranks))],
         notes=notes,
+        lag=config["schedule"]["lag"],
+        bytes_per_weight=bytes_per_weight(config),
     )
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mpirl import checkpoint
 from mpirl.agreement import agree
 from mpirl.assembly import agree_on_emulator, agree_on_model, agree_on_precision
+from mpirl.central import bytes_per_weight
 from mpirl.evaluation import evaluate
 from mpirl.files import write_json
-from mpirl.offline import learn_offline, make_schedule
-from mpirl.offline_role import take_offline_role
 from mpirl.role import plan_world, take_role
 from mpirl.rundir import RunDirectory
 from mpirl.schedule import Command
@@ -39,7 +37,7 @@ def run_evaluation(config: Config, text: str, group: Group) -> None:
     loaded = agree(group, lambda: checkpoint.load(directory.checkpoints, which) if group.rank == 0 else None)[0]
     role = take_role(config, group, plan, loaded[1] if loaded else None)
     group.started(config["deadline"])
-    group.broadcast(role.weights)
+    group.broadcast(role.published)
     result = evaluate(role, group, Command(iteration=0, version=0))
     role.close()
     if loaded and result:
@@ -66,9 +64,20 @@ def show_world(config: Config, text: str, group: Group) -> None:
         num_weights = FlatWeights(model).size
         title = f"{config['name']}/{config['trial']} would run in {config['run_dir']}"
         is_archived = config["archive"]["enabled"]
-        print(describe_world(plan, layout, num_weights, title, f"{device}, {precision}", is_archived), flush=True)
+        settings = {"lag": config["schedule"]["lag"], "bytes_per_weight": bytes_per_weight(config)}
+        print(describe_world(plan, layout, num_weights, title, f"{device}, {precision}", is_archived, **settings), flush=True)
 
 
-run_offline = partial(run_training, take=take_offline_role, schedule_of=make_schedule, loop=learn_offline)
+def run_offline(config: Config, text: str, group: Group) -> None:
+    """* Learn from an archive, as `run_training` does from play."""
+
+    def load() -> tuple[Callable[..., Any], ...]:
+        from mpirl.offline import learn_offline, make_schedule  # h5py, which a worker needs for nothing else
+        from mpirl.offline_role import take_offline_role
+
+        return take_offline_role, make_schedule, learn_offline
+
+    run_training(config, text, group, *agree(group, load)[0])
+
 
 PROGRAMS: Mapping[str, Program] = {"train": run_training, "evaluate": run_evaluation, "offline": run_offline}

@@ -103,7 +103,7 @@ class Rearguard(Observer):
 
     def _take_copy(self) -> None:
         start = time.monotonic()
-        self._state = copied(checkpoint.state_of(self._learner))
+        self._state = copied(self._learner.state_dict())
         now = time.monotonic()
         self._due = now + (now - start) / SHARE
 

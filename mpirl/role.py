@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import torch
 
 from mpirl import seeds
+from mpirl.acting import Actor
 from mpirl.agreement import agree
 from mpirl.archive.base import ArchiveWriter
 from mpirl.assembly import LazyEmulator, agree_on_emulator, agree_on_model, agree_on_precision, draw_noise
 from mpirl.build import build
+from mpirl.central import LOCAL, add_acting, central_of, emulator_maker
 from mpirl.checkpoint import Checkpoints
-from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, pinned
+from mpirl.device import DeviceBatch, PublishedWeights, autocast_for, compile_model, pinned
 from mpirl.emulators.base import EmulatorBatch
 from mpirl.emulators.lanes import make_emulator
 from mpirl.episodes import EpisodeTracker, first_episodes
@@ -28,21 +30,22 @@ from mpirl.inheritance import initialize
 from mpirl.learner import Learner
 from mpirl.models.base import Model
 from mpirl.plan import Plan, make_plan, plan_alone
-from mpirl.policies.local import LocalPolicy
 from mpirl.rankinfo import RankInfo
 from mpirl.trajectory import Layout, Trajectory
 from mpirl.transport.base import Group
-from mpirl.weights import FlatWeights
+from mpirl.weights import FlatWeights, ReceivedWeights
+from mpirl.turns import Turns
 from mpirl.worker import Lanes, Worker
 
+Player = Union[Worker, Turns, Actor]
 EVALUATION_STEPS = 32
 
 
 @dataclass
 class Role:
-    """One rank's parts. learner, batch and checkpoints on rank 0; worker, evaluator and trajectory elsewhere.
+    """One rank's parts. learner and checkpoints on rank 0; worker, evaluator and trajectory elsewhere.
 
-    weights: float32 [P], the broadcast's buffer. lanes: of every rank.
+    weights: the broadcast's buffer, float32 [P] or, with wire.weights=bf16, uint16 [P]. lanes: of every rank.
     """
 
     plan: Plan
@@ -51,15 +54,25 @@ class Role:
     weights: np.ndarray
     episodes_per_lane: int
     learner: Learner | None = None
-    worker: Worker | None = None
-    evaluator: Worker | None = None
+    worker: Player | None = None
+    evaluator: Player | None = None
     trajectory: Trajectory | None = None
-    batch: Trajectory | None = None
     checkpoints: Checkpoints | None = None
+    is_central: bool = False
+
+    @property
+    def published(self) -> np.ndarray:
+        """What is broadcast: the weights, or nothing where rank 0 acts for all."""
+        return np.empty(0, np.float32) if self.is_central else self.weights
 
     @property
     def lanes(self) -> tuple[int, ...]:
         return self.plan.lanes
+
+    @property
+    def staging(self) -> Trajectory | None:
+        """On rank 0, what the gather fills."""
+        return self.learner.staging if self.learner else None
 
     def close(self) -> None:
         """Bring the archive to disk, close the emulators."""
@@ -107,17 +120,26 @@ def take_role(
     `say` takes lines for this rank's log.
     Mistakes in the config that a rank meets here are raised on all ranks alike.
     """
-    emulator, specs = agree_on_emulator(config, group, plan)
+    central = agree(group, lambda: central_of(config))[0]
+    make = emulator_maker(central, plan.lanes, group.rank) if central else make_emulator
+    emulator, specs = agree_on_emulator(config, group, plan, make)
     model, layout, plan = agree_on_model(config, group, plan, specs)
     threads = partial(torch.set_num_threads, plan.threads[group.rank])
     threads()
     device, precision = agree_on_precision(config, group, model, specs)
     last_id = group.exchange(state["episodes"]["last_id"] if state else [])[0]
+    memory = group.room(layout.table(), plan.lanes, config["wire"]["gather"])
     role = Role(plan, layout, precision, np.empty(0), -(-config["evaluation"]["episodes"] // plan.lanes_total))
+    if group.rank:
+        role.trajectory = Trajectory(layout, memory) if memory else Trajectory.allocate(layout, plan.lanes[group.rank])
     if group.rank == 0:
         agree(group, lambda: add_learner(role, config, group, model, device, threads, state, open_archive))
     else:
-        agree(group, lambda: add_worker(role, config, group, emulator, model, threads, last_id, say))
+        agree(group, lambda: None if central else add_worker(role, config, group, emulator, model, threads, last_id, say))
+    if central:
+        index = first_episodes(last_id, plan.lanes_total)
+        short = Trajectory.allocate(replace(layout, steps=EVALUATION_STEPS), plan.lanes[group.rank])
+        add_acting(role, config, group, central, emulator, model, device, threads, index, short, say)
     return role
 
 
@@ -134,14 +156,15 @@ def add_learner(
     """Rank 0's parts."""
     layout, plan = role.layout, role.plan
     autocast = autocast_for(device, role.precision)
-    weights = PublishedWeights(FlatWeights(model.to(device)))
+    if config["compile"]:
+        compile_model(model)
+    weights = PublishedWeights(FlatWeights(model.to(device)), config["wire"]["weights"])
     role.checkpoints = Checkpoints(Path(config["run_dir"]) / "checkpoints", config["checkpoint"]["keep"])
-    role.batch = Trajectory.allocate(layout, plan.lanes_total, pinned(device))
+    batches = [Trajectory.allocate(layout, plan.lanes_total, pinned(device)) for _ in range(1 + config["schedule"]["lag"])]
     role.learner = Learner(
         algorithm=build(config["algorithm"], "algorithm", model=model, specs=layout.specs),
         weights=weights,
-        batch=role.batch,
-        device_batch=DeviceBatch(role.batch, model, device, autocast),
+        batches=[DeviceBatch(batch, model, device, autocast) for batch in batches],
         archive=open_archive(layout),
         episodes=EpisodeTracker(plan.lane_rank),
         run_seed=config["seed"],
@@ -177,18 +200,22 @@ def add_worker(
     """A worker's parts. The evaluator has lanes of its own, made when first needed."""
     assert emulator is not None
     layout, plan, num_lanes = role.layout, role.plan, role.plan.lanes[group.rank]
-    weights = FlatWeights(model)
-    policy = LocalPolicy(model, autocast_for(torch.device("cpu"), role.precision), tuple(layout.extras))
+    weights = ReceivedWeights(FlatWeights(model), config["wire"]["weights"])
+    node = LOCAL if central_of(config) else config.get("policy") or LOCAL  # offline training evaluates on the workers
+    autocast = autocast_for(torch.device("cpu"), role.precision)
+    policy = build(node, "policy", model=model, autocast=autocast, extras=tuple(layout.extras))
     first = plan.first_lane(group.rank)
     index = first_episodes(last_id, plan.lanes_total)[first : first + num_lanes]
     lanes = Lanes(first, plan.lanes_total, index, config["seed"], emulator.reseed_every)
 
     def begin() -> None:
         threads()
+        weights.load()
         policy.refresh()
 
     make_worker = partial(Worker, policy=policy, begin=begin, alive=group.heartbeat)
-    role.trajectory = Trajectory.allocate(layout, num_lanes)
+    if role.trajectory is None:
+        role.trajectory = Trajectory.allocate(layout, num_lanes)
     noise = partial(draw_noise, model.distribution)
     role.worker = make_worker(emulator, trajectory=role.trajectory, lanes=lanes, noise=noise, say=say)
     short = replace(layout, steps=EVALUATION_STEPS)

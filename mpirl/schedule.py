@@ -35,21 +35,33 @@ class Command:
 
 
 class Counters(Protocol):
-    """What the schedule reads off the learner."""
+    """What the schedule reads off the learner. behind: batches taken and not learned from yet."""
 
     iteration: int
     version: int
     steps: int
+    behind: int
 
 
 class Schedule:
-    """Due dates of a run. Intervals are in iterations (0: never), `max_time` in seconds (None: no limit)."""
+    """Due dates of a run. Intervals are in iterations (0: never), `max_time` in seconds (None: no limit).
 
-    def __init__(self, total_steps: int, evaluate_every: int = 0, save_every: int = 0, max_time: float | None = None):
+    lag: 1 if the learner learns from a batch while the next one is collected, 0 if before.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        evaluate_every: int = 0,
+        save_every: int = 0,
+        max_time: float | None = None,
+        lag: int = 0,
+    ):
         self.total_steps = total_steps
         self.evaluate_every = evaluate_every
         self.save_every = save_every
         self.max_time = max_time
+        self.lag = lag
         self.started = time.monotonic()
         self.stop_reason: str | None = None
 
@@ -77,6 +89,7 @@ class Schedule:
         return Command(
             iteration,
             learner.version,
+            lag=learner.behind,
             evaluate=due(self.evaluate_every),
             save=due(self.save_every),
             stop=self.stop_reason is not None,

@@ -58,6 +58,17 @@ class Offline:
 
 
 @dataclass
+class Overlap:
+    lag: int = 0
+
+
+@dataclass
+class Wire:
+    gather: str = "direct"
+    weights: str = "fp32"
+
+
+@dataclass
 class Console:
     every: int = 1
 
@@ -85,9 +96,12 @@ class Schema:
     allow_differences: Any = None  # a list of items, or "all"
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     placement: Placement = field(default_factory=Placement)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    schedule: Overlap = field(default_factory=Overlap)
+    wire: Wire = field(default_factory=Wire)
     archive: Archive = field(default_factory=Archive)
     console: Console = field(default_factory=Console)
     offline: Offline = field(default_factory=Offline)
@@ -95,4 +109,5 @@ class Schema:
     emulator: Any = None
     model: Any = None
     algorithm: Any = None
+    policy: Any = None
     choices: Any = None

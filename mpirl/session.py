@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -15,14 +16,13 @@ import mpirl
 from mpirl import checkpoint
 from mpirl.agreement import agree
 from mpirl.archive.base import ArchiveWriter
-from mpirl.archive.latest import latest
-from mpirl.archive.resume import resume_at
-from mpirl.archive.writer import SegmentWriter
 from mpirl.errors import UserError
 from mpirl.identity import Identity, check_alike, config_hash, user_modules
 from mpirl.loop import train
+from mpirl.milestones import Milestones
 from mpirl.observers.base import Observer, Outcome
 from mpirl.observers.console import Console
+from mpirl.observers.first import FirstIteration
 from mpirl.observers.log import Log
 from mpirl.observers.status import Status
 from mpirl.observers.tensorboard import TensorBoard
@@ -51,8 +51,10 @@ def run_training(
     """
     directory = RunDirectory(Path(config["run_dir"]))
     plan = plan_world(config, group)
+    group.milestones.reach("plan")
     identity = check_identity(config, group, plan)
     state = agree(group, lambda: open_run(directory, config, text) if group.rank == 0 else None)[0]
+    group.milestones.reach("identity and run directory")
     log = open_log(directory.logs, group.rank, {**facts(plan, group), **identity.as_dict()})
     role, observers = None, []
     try:
@@ -61,11 +63,13 @@ def run_training(
         schedule = (schedule_of or make_schedule)(config, role)
         if role.learner:
             directory.keep()
-            observers = make_observers(directory, config, role, identity, log)
+            observers = make_observers(directory, config, role, identity, log, group.milestones)
             introduce(config, role, state)
             if state and role.learner.algorithm.replay_size:
                 refill(role, directory)
         group.started(config["deadline"])
+        group.milestones.reach("all parts")
+        log.info("startup: %s", json.dumps(group.milestones.as_dict()))
         with rearguard(role.learner, role.checkpoints, directory, os.environ) as guards, signals(schedule, group):
             loop(role, group, schedule, [*observers, *guards])
             finish(role, schedule, observers, directory)
@@ -92,6 +96,8 @@ def check_identity(config: Config, group: Group, plan: Plan) -> Identity:
 
 def open_run(directory: RunDirectory, config: Config, text: str) -> dict[str, Any] | None:
     """Rank 0: take the run directory; the state to resume from, if any."""
+    from mpirl.archive.resume import resume_at  # h5py, which only rank 0 needs
+
     if not config["resume"]:
         directory.create(text, config["overwrite"])
         return None
@@ -112,13 +118,16 @@ def open_run(directory: RunDirectory, config: Config, text: str) -> dict[str, An
 
 
 def make_schedule(config: Config, role: Role) -> Schedule:
-    return Schedule(config["total_steps"], config["evaluation"]["every"], config["checkpoint"]["every"], config["max_time"])
+    evaluate_every, save_every = config["evaluation"]["every"], config["checkpoint"]["every"]
+    return Schedule(config["total_steps"], evaluate_every, save_every, config["max_time"], config["schedule"]["lag"])
 
 
 def open_archive(
     directory: RunDirectory, config: Config, plan: Plan, identity: Identity, layout: Layout
 ) -> ArchiveWriter | None:
     """Rank 0: the writer of the run's archive, None where it is switched off."""
+    from mpirl.archive.writer import SegmentWriter  # h5py, which only rank 0 needs
+
     settings = {key: value for key, value in config["archive"].items() if key != "enabled"}
     if not config["archive"]["enabled"]:
         return None
@@ -134,7 +143,7 @@ def open_archive(
 
 
 def make_observers(
-    directory: RunDirectory, config: Config, role: Role, identity: Identity, log: logging.Logger
+    directory: RunDirectory, config: Config, role: Role, identity: Identity, log: logging.Logger, milestones: Milestones
 ) -> list[Observer]:
     """Rank 0: those who watch the run."""
     assert role.learner is not None
@@ -150,11 +159,13 @@ def make_observers(
         "threads": list(role.plan.threads),
         "precision": role.precision,
         "weights_bytes": role.weights.nbytes,
-        "batch_bytes": role.batch.nbytes,
+        "batch_bytes": role.learner.batch.nbytes,
         "resumed_at_iteration": role.learner.iteration,
         "warnings": list(role.plan.warnings),
+        "startup": milestones.as_dict(),
     }
     return [
+        FirstIteration(milestones),
         Status(directory.status, header),
         Log(log.info),
         TensorBoard(directory.path, purge_step=role.learner.steps + 1 if role.learner.iteration else None),
@@ -178,6 +189,8 @@ def introduce(config: Config, role: Role, state: Mapping[str, Any] | None) -> No
 
 def refill(role: Role, directory: RunDirectory) -> None:
     """Rank 0, when a run goes on: fill the algorithm's replay buffer from the archive."""
+    from mpirl.archive.latest import latest  # h5py, which only rank 0 needs
+
     assert role.learner is not None
     wanted = role.learner.algorithm.replay_size
     try:

@@ -11,8 +11,8 @@ from mpirl.plan import Plan
 from mpirl.trajectory import Layout
 
 GIGABIT = 1e9 / 8  # bytes per second
-ARCHIVE_COPIES = 3
-"""Batches that the archive keeps: two wait to be written while one is."""
+ARCHIVE_COPIES = 1
+"""Batches that the archive keeps while it writes."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,16 @@ def describe_world(
     archived: bool = True,
     threads_known: Sequence[bool] | None = None,
     notes: Sequence[str] = (),
+    lag: int = 0,
+    bytes_per_weight: int = 4,
 ) -> str:
     """The whole text, several lines.
 
     num_weights: P. device: of the learner, in words. threads_known: of every rank, None for all; where a host's cores are
-    not known, its threads mostly are not. notes: warnings beside the plan's.
+    not known, its threads mostly are not. notes: warnings beside the plan's. lag: the setting schedule.lag.
+    bytes_per_weight: that a broadcast takes, 0 for none.
     """
-    traffic = Traffic(4 * num_weights, sum(field.nbytes for field in layout.table().values()))
+    traffic = Traffic(bytes_per_weight * num_weights, sum(field.nbytes for field in layout.table().values()))
     hosts = len(set(plan.hosts))
     steps = plan.lanes_total * layout.steps
     lines = [title] if title else []
@@ -55,7 +58,7 @@ def describe_world(
         "each iteration moves (weights down to the workers, trajectories up from them)",
         *host_rows(plan, traffic),
         "",
-        *memory_lines(plan, traffic, device, archived),
+        *memory_lines(plan, traffic.lane, 4 * num_weights, device, archived, lag),
     ]
     return "\n".join(lines + [f"warning: {text}" for text in (*plan.warnings, *notes)])
 
@@ -114,11 +117,12 @@ def link_row(name: str, workers: int, down: int, up: int) -> tuple[str, ...]:
     return name, str(workers), size(down), size(up)
 
 
-def memory_lines(plan: Plan, traffic: Traffic, device: str, archived: bool) -> list[str]:
+def memory_lines(plan: Plan, lane: int, weights: int, device: str, archived: bool, lag: int) -> list[str]:
     """What is counted of rank 0's memory; for both cases where `device` does not tell whether there is a GPU."""
-    batch, weights = plan.lanes_total * traffic.lane, traffic.weights
+    batch = plan.lanes_total * lane
     learning = {"weights": weights, "gradients": weights, "optimizer (as Adam's)": 2 * weights}
-    copies = {f"{ARCHIVE_COPIES} copies for the archive": ARCHIVE_COPIES * batch} if archived else {}
+    copies = {"its copy for the archive": ARCHIVE_COPIES * batch} if archived else {}
+    copies |= {"the next batch": batch} if lag else {}
     host = {"batch": batch, **copies, "a checkpoint's weights": weights}
     on_cpu = [sum_line("memory of rank 0", host | learning)]
     on_gpu = [

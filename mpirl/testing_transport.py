@@ -34,6 +34,11 @@ def gather_concatenates_the_lanes_in_rank_order(group: Group) -> None:
             _gather(group, lanes, turn)
 
 
+def a_gather_goes_on_beside_what_rank_0_does(group: Group) -> None:
+    for beside in (True, False, True):
+        _gather(group, [2 for _ in range(group.size)], int(beside), beside)
+
+
 def gather_takes_zero_lanes_everywhere(group: Group) -> None:
     _gather(group, [0] * group.size, 0)
 
@@ -76,19 +81,21 @@ CLAIMS = (
     broadcast_fills_every_array_from_rank_0,
     gather_concatenates_the_lanes_in_rank_order,
     gather_takes_zero_lanes_everywhere,
+    a_gather_goes_on_beside_what_rank_0_does,
     exchange_gives_all_values_to_all,
     split_makes_groups_by_color,
     rank_0_hears_the_phases,
 )
 
 
-def _gather(group: Group, lanes: Sequence[int], turn: int) -> None:
+def _gather(group: Group, lanes: Sequence[int], turn: int, beside: bool = False) -> None:
     """Gather numbers that tell rank, lane and turn, and check them on rank 0."""
     part = _lanes(lanes[group.rank], turn, group.rank) if lanes[group.rank] else None
     if part is not None and group.rank % 2:
         part = dict(reversed(part.items()))  # fields go by name, not by order
     whole = _lanes(sum(lanes), 99, 99) if group.rank == 0 else None
-    group.gather(part, whole, lanes)
+    with group.gathering(part, whole, lanes, beside):
+        np.sort(np.arange(100_000)[::-1])  # as rank 0 would compute
     for array in (part or {}).values():
         array[...] = 0  # ours again when gather has returned
     if whole is not None:

@@ -39,6 +39,27 @@ class FlatWeights:
         return self.vector.numel()
 
 
+class ReceivedWeights:
+    """A worker's weights and the array that a broadcast fills: float32 [P], the weights themselves; with the wire "bf16"
+    uint16 [P], the bits of bfloat16 numbers, from which `load` makes the weights.
+    """
+
+    def __init__(self, flat: FlatWeights, wire: str = "fp32"):
+        self._flat = flat
+        self._wire = flat.vector if wire == "fp32" else torch.zeros(flat.size, dtype=torch.bfloat16)
+        self.array = wire_array(self._wire)
+
+    def load(self) -> None:
+        """Bring the weights up to date with the array."""
+        if self._wire is not self._flat.vector:
+            self._flat.vector.copy_(self._wire)
+
+
+def wire_array(tensor: Tensor) -> np.ndarray:
+    """A tensor on the CPU as the numpy array that is broadcast; of bfloat16, which numpy has not, the bits as uint16."""
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
 def _floating(module: nn.Module) -> list[Tensor]:
     """The module's parameters and floating-point buffers, each once, all float32."""
     tensors = []

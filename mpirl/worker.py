@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,12 @@ import numpy as np
 from mpirl import seeds
 from mpirl.emulators.base import EmulatorBatch, Frame
 from mpirl.models.stacking import next_age, stack_at
-from mpirl.policies.base import Decision, Policy
+from mpirl.policies.base import Policy
 from mpirl.schedule import Command
 from mpirl.specs import StepType
 from mpirl.trajectory import NO_SEED, Trajectory
 
+LAST = int(StepType.LAST)  # comparing an array with an IntEnum takes numpy five times longer
 Noise = Callable[[np.random.Generator, int], np.ndarray]
 """(generator, T) -> float32 [T, noise_size]: the randomness of one lane's actions."""
 
@@ -80,7 +81,11 @@ class Worker:
     ):
         self.emulator, self.policy, self.trajectory, self.lanes = emulator, policy, trajectory, lanes
         self._noise, self._begin, self._alive, self._say = noise, begin, alive, say
+        self._observations = trajectory.observation
         self._age = np.zeros(trajectory.num_lanes, np.int64)  # observations since FIRST
+        self._ids = lanes.ids  # of the present episodes; computed when one begins
+        self._unseeded = np.full(trajectory.num_lanes, NO_SEED, np.int64)
+        self._unseeded.flags.writeable = False
         self._frames = [self._frame(t) for t in range(trajectory.layout.steps + 1)]
         self._collected = np.zeros(trajectory.num_lanes, np.int64)  # true steps, counted as they are made
         self._core = np.zeros_like(trajectory["core"])  # recurrent state [N, S]
@@ -88,9 +93,15 @@ class Worker:
 
     def collect(self, command: Command) -> None:
         """Play T steps in every lane with the weights that the policy's model holds now."""
+        for _ in self.playing(command):
+            pass
+
+    def playing(self, command: Command) -> Iterator[None]:
+        """`collect`, with a pause wherever the policy was asked and has yet to answer: T + 1 times."""
         trajectory, T = self.trajectory, self.trajectory.layout.steps
         if not trajectory.num_lanes:
-            return self._alive()
+            self._alive()
+            return
         start = time.perf_counter()
         self._begin()
         self._carry_over() if self._started else self._start()
@@ -98,10 +109,14 @@ class Worker:
         trajectory["core"][:] = self._core
         noise = self._draw(command.iteration)  # [T, N, noise_size]
         for t in range(T):
-            self._act(t, noise[t])
+            self._ask(t, noise[t])
+            yield
+            self._act(t)
             self._step(t)
             self._alive()
-        for name, values in self._decide(T, noise[0]).extras.items():  # o_T bootstraps
+        self._ask(T, noise[0])
+        yield
+        for name, values in self.policy.answer().extras.items():  # o_T bootstraps
             trajectory[name][:, T] = values
         trajectory["collected"][:] = self._collected
         self._say(
@@ -116,6 +131,10 @@ class Worker:
         self._core[:] = 0
         self._started = False
 
+    def plays_on(self, unfinished: bool) -> bool:
+        """Whether to collect once more, where this worker's own lanes are `unfinished` or not."""
+        return unfinished
+
     def close(self) -> None:
         """Close the emulators."""
         self.emulator.close()
@@ -126,7 +145,8 @@ class Worker:
         for array in trajectory.observation.values():
             array[:, : trajectory.layout.context] = 0
         self.emulator.reset(seeded, self._frames[0])
-        trajectory["episode"][:, 0] = self.lanes.ids
+        self._ids = self.lanes.ids
+        trajectory["episode"][:, 0] = self._ids
         trajectory["seed"][:, 0] = seeded
         self._started = True
 
@@ -138,33 +158,40 @@ class Worker:
         for name in ("step_type", "episode", "seed", *trajectory.layout.specs.extras):
             trajectory[name][:, 0] = trajectory[name][:, T]
 
-    def _act(self, t: int, noise: np.ndarray | None) -> None:
-        trajectory = self.trajectory
-        decision = self._decide(t, noise)
-        seam = trajectory["step_type"][:, t] == StepType.LAST
+    def _ask(self, t: int, noise: np.ndarray | None) -> None:
+        self.policy.ask(self._observation(t), self.trajectory["step_type"][:, t], self._core, noise)
+
+    def _act(self, t: int) -> None:
+        trajectory, decision = self.trajectory, self.policy.answer()
         trajectory["action"][:, t] = decision.action
-        trajectory["log_prob"][:, t] = np.where(seam, 0, decision.log_prob)
+        trajectory["log_prob"][:, t] = decision.log_prob
         for name, values in decision.extras.items():
             trajectory[name][:, t] = values
         self._core = decision.core
 
-    def _decide(self, t: int, noise: np.ndarray | None) -> Decision:
-        return self.policy.act(self._observation(t), self.trajectory["step_type"][:, t], self._core, noise)
-
     def _step(self, t: int) -> None:
         trajectory = self.trajectory
-        ended = trajectory["step_type"][:, t] == StepType.LAST
-        seeded = self.lanes.advance(ended)
-        self._collected += ~ended
+        ended = trajectory["step_type"][:, t] == LAST
+        is_seam = np.count_nonzero(ended) > 0  # in few ticks only; the others do without what it takes
+        seeded = self._cross_seam(t, ended) if is_seam else self._unseeded
+        self._collected += 1
         self.emulator.step(trajectory["action"][:, t], seeded, self._frames[t + 1])
-        trajectory["episode"][:, t + 1] = self.lanes.ids
+        trajectory["episode"][:, t + 1] = self._ids
         trajectory["seed"][:, t + 1] = seeded
-        self._age = next_age(self._age, trajectory["step_type"][:, t + 1])
+        self._age = next_age(self._age, trajectory["step_type"][:, t + 1]) if is_seam else self._age + 1
+
+    def _cross_seam(self, t: int, ended: np.ndarray) -> np.ndarray:
+        """Go to the next episode where `ended` (bool [N]): this is no step, its action is ignored. Seeds int64 [N]."""
+        self.trajectory["log_prob"][ended, t] = 0
+        self._collected[ended] -= 1
+        seeded = self.lanes.advance(ended)
+        self._ids = self.lanes.ids
+        return seeded
 
     def _observation(self, t: int) -> dict[str, np.ndarray]:
         """Model inputs {field: [N, (k,) ...]} at time t; frames before the episode's FIRST are zero."""
         frame_stack = self.trajectory.layout.context + 1
-        return {name: stack_at(array, t, self._age, frame_stack) for name, array in self.trajectory.observation.items()}
+        return {name: stack_at(array, t, self._age, frame_stack) for name, array in self._observations.items()}
 
     def _draw(self, iteration: int) -> Sequence[np.ndarray | None]:
         """All randomness of this iteration's actions: a function of (run seed, global lane, iteration)."""

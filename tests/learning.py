@@ -60,15 +60,15 @@ class Recorder(ArchiveWriter):
         self.events.append("close")
 
 
-def make_learner(unused=0, archive=None, total_steps=70, run_seed=3, lanes=NUM_LANES):
+def make_learner(unused=0, archive=None, total_steps=70, run_seed=3, lanes=NUM_LANES, num_batches=1):
     torch.manual_seed(0)
     model = MLP(SPECS, hidden=(4,))
-    weights, batch = PublishedWeights(FlatWeights(model)), Trajectory.allocate(Layout(SPECS, STEPS), lanes)
+    weights = PublishedWeights(FlatWeights(model))
+    batches = [Trajectory.allocate(Layout(SPECS, STEPS), lanes) for _ in range(num_batches)]
     return Learner(
         algorithm=Fake(model, unused),
         weights=weights,
-        batch=batch,
-        device_batch=DeviceBatch(batch, model, CPU, autocast_for(CPU, "fp32")),
+        batches=[DeviceBatch(batch, model, CPU, autocast_for(CPU, "fp32")) for batch in batches],
         archive=archive,
         episodes=EpisodeTracker([1] * lanes),
         run_seed=run_seed,
@@ -79,7 +79,7 @@ def make_learner(unused=0, archive=None, total_steps=70, run_seed=3, lanes=NUM_L
 def fill(learner, iteration):
     """The batch of an iteration: lane 0 goes on in its one episode, lane 1 plays an episode of 3
     steps whose return is `iteration`."""
-    batch = learner.batch
+    batch = learner.staging
     batch["step_type"][0] = StepType.MID
     batch["step_type"][0, 0] = StepType.FIRST if iteration == 1 else StepType.MID
     batch["step_type"][1] = [StepType.FIRST, StepType.MID, StepType.MID, StepType.LAST, StepType.FIRST]
@@ -88,4 +88,5 @@ def fill(learner, iteration):
     batch["reward"][1, 2] = iteration
     batch["discount"][:] = 1
     batch["discount"][1, 2] = 0
-    batch["collected"][:] += [4, 3]
+    learner.filled = getattr(learner, "filled", 0) + 1  # the workers count from their own start
+    batch["collected"][:] = np.array([4, 3]) * learner.filled

@@ -11,7 +11,7 @@ import torch
 from learning import Recorder, fill, make_learner
 
 from mpirl import files
-from mpirl.checkpoint import Checkpoints, load, numbered, state_of, write
+from mpirl.checkpoint import Checkpoints, load, numbered, write
 from mpirl.errors import UserError
 from mpirl.schedule import Command
 
@@ -21,7 +21,7 @@ def advance(learner, iterations=1):
         command = Command(learner.iteration + 1, learner.version)
         fill(learner, command.iteration)
         learner.take(command)
-        learner.learn(command)
+        learner.learn()
 
 
 def names(directory):
@@ -47,7 +47,7 @@ def test_a_learner_comes_back_as_it_was_saved(tmp_path, learner):
 
 def test_a_state_taken_earlier_can_be_saved(tmp_path, learner):
     advance(learner, 2)
-    state = state_of(learner)
+    state = learner.state_dict()
     advance(learner)
     assert Checkpoints(tmp_path).save_state(state) == tmp_path / "00000002.pt"
     assert load(tmp_path)[1]["accounts"] == state["accounts"] and names(tmp_path) == ["00000002.pt", "best.pt"]

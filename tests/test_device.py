@@ -1,5 +1,7 @@
 """The learner's device: precision is chosen by what is correct and fast, and on the CPU nothing is copied."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,14 @@ from mpirl.device import (
     autocast_for,
     choose_device,
     choose_precision,
+    compile_model,
     pinned,
     sample_inputs,
     time_pass,
 )
 from mpirl.errors import UserError
 from mpirl.models.base import Model
+from mpirl.models.conv import NatureCNN
 from mpirl.models.mlp import MLP
 from mpirl.specs import ArraySpec, Specs
 from mpirl.trajectory import Layout, Trajectory
@@ -142,6 +146,44 @@ def test_missing_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="device='cuda:1': torch sees 1 GPUs here"):
         choose_device("cuda:1")
+
+
+def test_a_compiled_model_is_one_graph_of_the_same_function():
+    specs = Specs({"observation": ArraySpec((36, 36), "uint8")}, SPECS.action)
+    model = NatureCNN(specs, frame_stack=1, hidden=8)
+    same, inputs = copy.deepcopy(model), sample_inputs(model, specs, 4, CPU)
+    compile_model(same, backend="eager", fullgraph=True)
+    for plain, compiled in zip(*(gradients_of(network, inputs) for network in (model, same))):
+        torch.testing.assert_close(compiled, plain)
+
+
+def test_a_model_that_cannot_be_compiled_runs_as_it_is():
+    def no_compiler(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    model = MLP(SPECS, hidden=(4,))
+    inputs = sample_inputs(model, SPECS, 4, CPU)
+    expected = gradients_of(model, inputs)
+    compile_model(model, backend=no_compiler)
+    assert all(torch.equal(*pair) for pair in zip(gradients_of(model, inputs), expected))
+
+
+def gradients_of(model, inputs):
+    output = model(inputs, torch.ones(4), torch.zeros(4, 0))[0]
+    return torch.autograd.grad(output.parameters.square().sum() + output.value.sum(), list(model.parameters()))
+
+
+def test_precisions_are_compared_in_one_thread_each(monkeypatch, large):
+    threads = []
+    monkeypatch.setattr(device_module, "has_bfloat16", lambda device: True)
+    time_pass = device_module.time_pass
+    monkeypatch.setattr(
+        device_module, "time_pass", lambda *given: (threads.append(torch.get_num_threads()), time_pass(*given))[1]
+    )
+    torch.set_num_threads(2)
+    choose_precision("auto", large, SPECS, CPU)
+    assert torch.get_num_threads() == 2 and set(threads) == {1}
+    torch.set_num_threads(1)
 
 
 def filled_batch():

@@ -15,7 +15,7 @@ def train(learner, iterations, first=1):
         command = Command(iteration, learner.version)
         fill(learner, iteration)
         learner.take(command)
-        learner.learn(command)
+        learner.learn()
         reports.append(learner.report(command, evaluation=None))
     return reports
 
@@ -48,19 +48,19 @@ def test_a_step_lost_or_doubled_between_worker_and_learner_ends_the_run(differen
     learner = make_learner()
     train(learner, 2)
     fill(learner, 3)
-    learner.batch["collected"][0] += difference
+    learner.staging["collected"][0] += difference
     learner.take(Command(3, 2))
     with pytest.raises(RuntimeError, match="do not balance"):
-        learner.learn(Command(3, 2))
+        learner.learn()
 
 
 def test_a_step_lost_in_the_batch_ends_the_run():
     learner = make_learner()
     fill(learner, 1)
-    learner.batch["step_type"][0, 2] = 2
+    learner.staging["step_type"][0, 2] = 2
     learner.take(Command(1, 0))
     with pytest.raises(RuntimeError, match="collected 7 = gathered 6"):
-        learner.learn(Command(1, 0))
+        learner.learn()
 
 
 def test_every_batch_goes_to_the_archive_with_its_iteration_version_and_episodes():

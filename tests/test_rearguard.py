@@ -44,7 +44,8 @@ class Run:
         return command
 
     def iterate(self, guards=()):
-        self.learner.learn(self.take())
+        self.take()
+        self.learner.learn()
         for guard in guards:
             guard.observe(None)
 

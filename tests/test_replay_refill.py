@@ -34,8 +34,7 @@ def make_learner(num_lanes: int = 4, steps: int = 16) -> tuple[Learner, Layout]:
     return Learner(
         algorithm=build(NODE, "algorithm", model=model, specs=specs),
         weights=weights,
-        batch=batch,
-        device_batch=DeviceBatch(batch, model, CPU, autocast_for(CPU, "fp32")),
+        batches=[DeviceBatch(batch, model, CPU, autocast_for(CPU, "fp32"))],
         archive=None,
         episodes=EpisodeTracker([1] * num_lanes),
         run_seed=1,

@@ -23,6 +23,9 @@ CONFIG = {
     "placement": {"lanes_per_worker": 2},
     "evaluation": {"episodes": 5},
     "checkpoint": {"keep": 3},
+    "schedule": {"lag": 0},
+    "compile": False,
+    "wire": {"gather": "direct", "weights": "fp32"},
     "emulator": {"_target_": "mpirl.emulators.catch.Catch", "rows": 4, "columns": 3},
     "model": {"_target_": "mpirl.models.mlp.MLP", "hidden": [8], "frame_stack": 2},
     "algorithm": {"_target_": "mpirl.algorithms.ppo.PPO", "minibatch_size": 4},
@@ -47,7 +50,7 @@ def roles(settings, size=3, state=None):
 
 def test_rank_0_learns_and_the_others_work():
     learner, *workers = roles(config())
-    assert learner.learner and learner.batch.num_lanes == 4 and not learner.worker
+    assert learner.learner and learner.learner.batch.num_lanes == 4 and not learner.worker
     for number, worker in enumerate(workers):
         assert worker.worker and worker.evaluator and not worker.learner
         assert worker.trajectory.num_lanes == 2 and worker.worker.lanes.numbers.tolist() == [2 * number, 2 * number + 1]

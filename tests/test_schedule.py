@@ -11,8 +11,8 @@ from mpirl.schedule import Command, Schedule, Signals
 from mpirl.transport.threads import run_threads
 
 
-def counters(iteration=0, version=0, steps=0):
-    return SimpleNamespace(iteration=iteration, version=version, steps=steps)
+def counters(iteration=0, version=0, steps=0, behind=0):
+    return SimpleNamespace(iteration=iteration, version=version, steps=steps, behind=behind)
 
 
 @pytest.mark.parametrize("command", [Command(1, 0), Command(2**40, 2**33, 1, True, False, True), Command(3, 2, save=True)])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpirl.algorithms.adam import Adam
 from mpirl.algorithms.base import Batch
 from mpirl.errors import UserError
 from mpirl.models.base import Model, Output
@@ -60,8 +61,7 @@ def fit(
     names: list[str] = []
     num_steps = len(next(iter(columns.values())))
     for _ in range(epochs if num_steps else 0):
-        for index in minibatches(batch.random, num_steps, minibatch_size):
-            chosen = torch.from_numpy(index).to(batch.fields["step_type"].device)
+        for chosen in minibatches(batch.random, num_steps, minibatch_size, batch.fields["step_type"].device):
             value, statistics = loss(batch, {name: column.index_select(0, chosen) for name, column in columns.items()})
             descend(value, optimizer, max_grad_norm)
             names = ["loss", *statistics]
@@ -74,13 +74,27 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float
     """One step down the gradient of a loss, clipped to a norm."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_grad_norm)
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    clip([parameter.grad for parameter in parameters if parameter.grad is not None], max_grad_norm)
     optimizer.step()
 
 
-def minibatches(random: np.random.Generator, count: int, size: int) -> Iterator[np.ndarray]:
-    """Shuffled indices of `count` steps in parts of `size`; what is left is a part too, but a single step joins the last."""
-    order = random.permutation(count)
+def clip(gradients: list[Tensor], max_norm: float) -> None:
+    """As `nn.utils.clip_grad_norm_`, but an infinite or nan element makes all nan: then so is every output, and it is seen."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0) + (norm - norm))
+
+
+def minibatches(
+    random: np.random.Generator, count: int, size: int, device: torch.device = torch.device("cpu")
+) -> Iterator[Tensor]:
+    """Shuffled indices int64 of `count` steps in parts of `size`; what is left is a part too, but a single step joins the last.
+
+    They go to the device at once, without waiting for it.
+    """
+    order = torch.from_numpy(random.permutation(count))
+    if device.type == "cuda":
+        order = order.pin_memory().to(device, non_blocking=True)
     start = 0
     while start < count:
         end = count if count - start <= size + 1 else start + size
@@ -113,9 +127,9 @@ def check_model(model: Model, algorithm: Any) -> None:
 def adam(model: nn.Module, learning_rate: float, epsilon: float) -> torch.optim.Adam:
     """Adam, fused into one kernel where the parameters' device can."""
     try:
-        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon, fused=True)
+        return Adam(model.parameters(), lr=learning_rate, eps=epsilon, fused=True)
     except RuntimeError:
-        return torch.optim.Adam(model.parameters(), lr=learning_rate, eps=epsilon)
+        return Adam(model.parameters(), lr=learning_rate, eps=epsilon)
 
 
 def check(settings: dict[str, Any], holds: Any, mend: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpirl.algorithms.base import Algorithm, Batch
-from mpirl.algorithms.fitting import adam, check, descend, minibatches, set_learning_rate
-from mpirl.algorithms.returns import explained_variance, gae, life_loss_discount
+from mpirl.algorithms.fitting import adam, check, descend, evaluated, minibatches, set_learning_rate
+from mpirl.algorithms.returns import as_learned, explained_variance, gae, vtrace
 from mpirl.errors import UserError
 from mpirl.models.base import Model
 from mpirl.specs import ArraySpec, Specs
@@ -44,6 +44,10 @@ class PPO(Algorithm):
     clip_value: how far a value may move in one update, None for any. target_kl: the update ends at 1.5 times this.
     reward_clip: learn from rewards clipped to [-reward_clip, reward_clip]. life_loss: losing a life counts as
     termination for learning; the emulator must declare the extra `lives`.
+
+    correction: "none" takes advantages and targets from the recorded values. "vtrace", for batches that an older version
+    collected, takes V-trace's with gae_lambda, from the present policy by one more forward pass. The ratio stays to the
+    policy that acted, and weighs the action already, so V-trace's weight of the advantage is left out.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class PPO(Algorithm):
         reward_clip: float | None = None,
         life_loss: bool = False,
         adam_epsilon: float = 1e-5,
+        correction: str = "none",
     ):
         positive = dict(learning_rate=learning_rate, epochs=epochs, clip_range=clip_range, max_grad_norm=max_grad_norm)
         positive |= dict(clip_value=clip_value, target_kl=target_kl, reward_clip=reward_clip, adam_epsilon=adam_epsilon)
@@ -76,6 +81,8 @@ class PPO(Algorithm):
         check(dict(gamma=gamma, gae_lambda=gae_lambda), lambda x: 0 <= x <= 1, "must be from 0 to 1")
         check(dict(value_coefficient=value_coefficient), lambda x: x >= 0, "must not be negative")
         check(dict(entropy_coefficient=entropy_coefficient), lambda x: x >= 0, "must not be negative")
+        if correction not in ("none", "vtrace"):
+            raise UserError(f"algorithm.correction={correction!r}: choose none or vtrace")
         if life_loss and "lives" not in specs.extras:
             raise UserError("algorithm.life_loss=True needs an emulator that declares the extra `lives`; set it to false")
         if model.core_size:
@@ -88,7 +95,7 @@ class PPO(Algorithm):
         self.value_coefficient, self.entropy_coefficient = value_coefficient, entropy_coefficient
         self.max_grad_norm, self.normalize_advantage = max_grad_norm, normalize_advantage
         self.clip_value, self.target_kl = clip_value, target_kl
-        self.reward_clip, self.life_loss = reward_clip, life_loss
+        self.reward_clip, self.life_loss, self.correction = reward_clip, life_loss, correction
         self.optimizer = adam(model, learning_rate, adam_epsilon)
         self.n_updates = 0
 
@@ -112,17 +119,33 @@ class PPO(Algorithm):
     def prepare(self, batch: Batch) -> Steps:
         """The true steps of the batch, with advantages and value targets."""
         fields = batch.fields
-        reward, discount, value, step_type = (fields[name] for name in ("reward", "discount", "value", "step_type"))
-        if self.reward_clip is not None:
-            reward = reward.clamp(-self.reward_clip, self.reward_clip)
-        if self.life_loss:
-            discount = life_loss_discount(discount, fields["lives"], step_type)
-        advantage = gae(reward, discount, value, step_type, self.gamma, self.gae_lambda)
-        value, step_type = value[:, :-1], step_type[:, :-1]
+        value, advantage, target = self.advantages(batch)
+        step_type = fields["step_type"][:, :-1]
         slot = batch.is_step.flatten().nonzero().squeeze(1)  # lane * T + t
         position = slot + slot.div(batch.num_steps, rounding_mode="floor")
-        columns = (step_type, fields["action"], fields["log_prob"], value, advantage, advantage + value)
+        columns = (step_type, fields["action"], fields["log_prob"], value, advantage, target)
         return Steps(position, *(column.flatten(0, 1).index_select(0, slot) for column in columns))
+
+    def advantages(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Values before the update, advantages and value targets, [N, T] each."""
+        reward, discount = as_learned(batch.fields, self.reward_clip, self.life_loss)
+        value, step_type = batch.fields["value"], batch.fields["step_type"]
+        if self.correction == "none":
+            advantage = gae(reward, discount, value, step_type, self.gamma, self.gae_lambda)
+            return value[:, :-1], advantage, advantage + value[:, :-1]
+        value, log_prob = self.present(batch)
+        log_rho = log_prob - batch.fields["log_prob"]
+        traced = vtrace(log_rho, reward, discount, value, step_type, self.gamma, self.gae_lambda)
+        return value[:, :-1], traced.advantage, traced.target
+
+    @torch.no_grad()
+    def present(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The present policy's values [N, T+1] of all observations and log-probabilities [N, T] of all actions."""
+        shape, action = batch.fields["step_type"].shape, batch.fields["action"]
+        output = evaluated(self.model, batch, torch.arange(shape.numel(), device=action.device))
+        parameters = output.parameters.view(*shape, -1)[:, :-1].flatten(0, 1)
+        log_prob = self.model.distribution.log_prob(parameters, action.flatten(0, 1))
+        return output.value.view(shape), log_prob.view(action.shape[:2])
 
     def loss(self, batch: Batch, part: Steps, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of a minibatch, its statistics [PER_MINIBATCH], and the action parameters [B, A]."""
@@ -162,8 +185,8 @@ class PPO(Algorithm):
         go_on = True
         for _ in range(self.epochs):
             epoch_start = len(rows)
-            for index in minibatches(batch.random, len(steps), self.minibatch_size):
-                part = steps.take(torch.from_numpy(index).to(steps.position.device))
+            for index in minibatches(batch.random, len(steps), self.minibatch_size, steps.position.device):
+                part = steps.take(index)
                 loss, row, parameters = self.loss(batch, part, clip_range)
                 rows.append(row)
                 if self.target_kl is not None and row[-1] > 1.5 * self.target_kl:

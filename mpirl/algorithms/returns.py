@@ -6,6 +6,8 @@ Slot t with step_type[:, t] == LAST is a seam: nothing was decided, and nothing 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +23,65 @@ def gae(reward: Tensor, discount: Tensor, value: Tensor, step_type: Tensor, gamm
     """
     true_step = step_type[:, :-1] != StepType.LAST
     delta = (reward + gamma * discount * value[:, 1:] - value[:, :-1]) * true_step
-    decay = gamma * lam * discount * true_step
-    advantage = torch.zeros_like(delta[:, 0])
+    return decayed_sums(delta, gamma * lam * discount * true_step)
+
+
+class VTrace(NamedTuple):
+    """[N, T] each. target: what the value learns. advantage: of the action, unweighted. rho: the importance weight, clipped.
+
+    The policy gradient is that of rho * advantage * log pi; where a ratio pi / mu stands in its place, it is the weight.
+    """
+
+    target: Tensor
+    advantage: Tensor
+    rho: Tensor
+
+
+def vtrace(
+    log_rho: Tensor,
+    reward: Tensor,
+    discount: Tensor,
+    value: Tensor,
+    step_type: Tensor,
+    gamma: float,
+    lam: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+) -> VTrace:
+    """V-trace (Espeholt et al. 2018, equation 1 and remark 2); at seams the target is the value, and the advantage is 0.
+
+    log_rho: log pi - log mu [N, T] of the actions, pi the policy that learns and mu the one that acted. The value is pi's;
+    the other arguments are as in `gae`, whose advantages these are where log_rho is 0 and the clips are not below 1.
+    The advantage bootstraps from the next target as far as lam says (as in DeepMind's rlax), so that this holds for any lam.
+    """
+    true_step = step_type[:, :-1] != StepType.LAST
+    importance = log_rho.masked_fill(~true_step, 0.0).exp()
+    rho = importance.clamp(max=rho_clip)
+    delta = (reward + gamma * discount * value[:, 1:] - value[:, :-1]) * true_step
+    excess = decayed_sums(rho * delta, gamma * lam * discount * importance.clamp(max=c_clip) * true_step)  # v_s - V(x_s)
+    next_excess = torch.nn.functional.pad(excess[:, 1:], (0, 1))
+    advantage = delta + gamma * lam * discount * true_step * next_excess
+    return VTrace(value[:, :-1] + excess, advantage, rho)
+
+
+def decayed_sums(delta: Tensor, decay: Tensor) -> Tensor:
+    """S_t = delta_t + decay_t S_{t+1} from the window's end backwards, all [N, T]."""
+    total = torch.zeros_like(delta[:, 0])
     backwards = []
     for delta_t, decay_t in zip(reversed(delta.t().contiguous().unbind()), reversed(decay.t().contiguous().unbind())):
-        advantage = torch.addcmul(delta_t, decay_t, advantage)
-        backwards.append(advantage)
+        total = torch.addcmul(delta_t, decay_t, total)
+        backwards.append(total)
     return torch.stack(backwards[::-1], 1)
+
+
+def as_learned(fields: Mapping[str, Tensor], reward_clip: float | None, life_loss: bool) -> tuple[Tensor, Tensor]:
+    """Rewards and discounts [N, T], rewards clipped to [-reward_clip, reward_clip] and a lost life the end on demand."""
+    reward, discount = fields["reward"], fields["discount"]
+    if reward_clip is not None:
+        reward = reward.clamp(-reward_clip, reward_clip)
+    if life_loss:
+        discount = life_loss_discount(discount, fields["lives"], fields["step_type"])
+    return reward, discount
 
 
 def life_loss_discount(discount: Tensor, lives: Tensor, step_type: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class SegmentWriter(ArchiveWriter):
         every: int = 1,
         min_return_quantile: float | None = None,
         max_bytes: int | None = None,
-        queue: int = 2,
+        queue: int = 0,
     ):
         check_names(layout)
         filters(compression, level)  # raises for what does not exist

@@ -13,6 +13,7 @@ from mpirl.errors import UserError
 from mpirl.specs import ArraySpec, Specs, StepType
 from mpirl.trajectory import NO_SEED
 
+FIRST, MID, LAST = int(StepType.FIRST), int(StepType.MID), int(StepType.LAST)  # numpy takes longer with an IntEnum
 NOOP = 0  # in the minimal and in the full action set
 
 
@@ -87,36 +88,40 @@ class AtariLanes(EmulatorBatch):
         )
         if num_lanes == 0:
             self.close()
-        self._ended = np.zeros(num_lanes, bool)
+        self._ended, self._any_ended = np.zeros(num_lanes, bool), False
         self._picture: np.ndarray | None = None  # [N, height, width(, 3)]
 
     def reset(self, seed: np.ndarray, out: Frame) -> None:
         if self.num_lanes == 0:
             return
         observation, info = self._environment.reset(seed=np.asarray(seed, np.int64))
-        self._ended = np.zeros(self.num_lanes, bool)
+        self._ended, self._any_ended = np.zeros(self.num_lanes, bool), False
         self._write(observation, info, out)
-        out.step_type[:], out.reward[:], out.discount[:] = StepType.FIRST, 0.0, 1.0
+        out.step_type[:], out.reward[:], out.discount[:] = FIRST, 0.0, 1.0
 
     def step(self, action: np.ndarray, seed: np.ndarray, out: Frame) -> None:
         if self.num_lanes == 0:
             return
-        begins = self._ended
-        action = np.where(begins, NOOP, action).astype(np.int64)
+        begins, any_begin = self._ended, self._any_ended
+        action = np.array(action, np.int64)
+        if any_begin:
+            action[begins] = NOOP
         # ale-py never returns from a step with an action that the game does not have.
-        assert 0 <= action.min() and action.max() < self._num_actions, f"actions {action} of {self._num_actions}"
+        assert action.view(np.uint64).max() < self._num_actions, f"actions {action} of {self._num_actions}"  # -1 is huge
         # Lanes that ended begin a new episode here, by ale-py's own autoreset. It cannot seed: those due for a seed
         # begin once more, which leaves the other lanes as they are.
         observation, reward, terminated, truncated, info = self._environment.step(action)
-        seeded = begins & (np.asarray(seed) != NO_SEED)
-        if seeded.any():
+        if any_begin and (seeded := begins & (np.asarray(seed) != NO_SEED)).any():
             seeds = np.asarray(seed, np.int64)[seeded]
             observation, info = self._environment.reset(seed=seeds, options={"reset_mask": seeded})
-        self._ended = terminated | truncated
         self._write(observation, info, out)
-        out.step_type[:] = np.where(begins, StepType.FIRST, np.where(self._ended, StepType.LAST, StepType.MID))
-        out.reward[:] = np.where(begins, 0.0, reward)
-        out.discount[:] = np.where(terminated, 0.0, 1.0)
+        self._ended = terminated | truncated
+        self._any_ended = np.count_nonzero(self._ended) > 0
+        out.step_type[:], out.reward[:], out.discount[:] = MID, reward, 1.0
+        if self._any_ended:
+            out.step_type[self._ended], out.discount[terminated] = LAST, 0.0
+        if any_begin:
+            out.step_type[begins], out.reward[begins] = FIRST, 0.0
 
     def _write(self, observation: np.ndarray, info: dict[str, np.ndarray], out: Frame) -> None:
         self._picture = observation[:, 0]  # [N, 1, height, width(, 3)] is a stack of one

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,23 @@ class Distribution(ABC):
         """Entropies [B]."""
 
 
+class Lean(ABC):
+    """What a model and its distribution do, in numpy, on the memory of the model's weights.
+
+    For models so small that torch's dispatch takes longer than their arithmetic. It must decide as they do but for rounding.
+    """
+
+    @abstractmethod
+    def forward(
+        self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray
+    ) -> tuple[Output, np.ndarray]:
+        """As `Model.forward`, with arrays in place of tensors. What is given must not be changed."""
+
+    @abstractmethod
+    def choose(self, parameters: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions [B, ...] as `Distribution.sample` does with this noise, as `mode` without, and their log_prob float32 [B]."""
+
+
 class Model(nn.Module):
     """Observations to outputs. Subclasses take (specs, **settings) and set the attributes.
 
@@ -66,3 +84,10 @@ class Model(nn.Module):
     def initial(self, num_lanes: int) -> Tensor:
         """The recurrent state of new lanes, float32 [num_lanes, core_size]."""
         return torch.zeros(num_lanes, self.core_size)
+
+    def lean(self) -> Lean | None:
+        """Optional: the model in numpy, for a worker to act with in float32 on its CPU. None: it acts with torch.
+
+        What a subclass changes must not be lost: offer it for the very class that it was written for.
+        """
+        return None

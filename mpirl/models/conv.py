@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mpirl.errors import UserError
 from mpirl.models.base import Model, Output
 from mpirl.models.distributions import distribution_for
 from mpirl.models.mlp import MLP, Features, Heads, checked_frame_stack, linear, orthogonal
+from mpirl.models.sharing import in_shares
 from mpirl.specs import ArraySpec, Specs
 
 SMALLEST = 36
@@ -51,12 +53,12 @@ class NatureCNN(Model):
         self._ready_kernel: Tensor | None = None
 
     def forward(self, observation: Mapping[str, Tensor], step_type: Tensor, core: Tensor) -> tuple[Output, Tensor]:
-        hidden = functional.relu_(self._first(self._frames(observation[self.image])))
-        hidden = functional.relu_(self.conv2(hidden))
-        hidden = functional.relu_(self.conv3(hidden)).flatten(1)
+        image = observation[self.image]
+        weights = [parameter for layer in (self.conv1, self.conv2, self.conv3) for parameter in layer.parameters()]
+        hidden = in_shares(lambda rows: self._convolve(image[rows]), len(image), weights)
         if self.features is not None:
             hidden = torch.cat([hidden, self.features(observation).to(hidden.dtype)], -1)
-        hidden = functional.relu_(self.hidden(hidden))
+        hidden = relu(self.hidden(hidden))
         return self.heads(hidden, hidden), core
 
     def acting_copy(self, dtype: torch.dtype) -> NatureCNN:
@@ -64,12 +66,19 @@ class NatureCNN(Model):
 
         Autocast converts the weights at every call, which costs more than the rest for a batch of a few lanes.
         """
-        acting = copy.deepcopy(self).requires_grad_(False)
+        layers = (self.conv2, self.conv3, self.hidden)
+        rounded = [self.conv1.bias, *(parameter for layer in layers for parameter in layer.parameters())]
+        shared = {id(parameter): parameter for parameter in self.parameters()}  # what is not converted is not copied either
+        converted = {id(parameter): nn.Parameter(parameter.detach().to(dtype), False) for parameter in rounded}
+        acting = copy.deepcopy(self, shared | converted)
         acting._ready_kernel = self._kernel().detach().to(dtype)
-        acting.conv1.bias.data = acting.conv1.bias.to(dtype)
-        for layer in (acting.conv2, acting.conv3, acting.hidden):
-            layer.to(dtype)
         return acting
+
+    def _convolve(self, image: Tensor) -> Tensor:
+        """The three convolutions, [B, size]."""
+        hidden = relu(self._first(self._frames(image)))
+        hidden = relu(self.conv2(hidden))
+        return relu(self.conv3(hidden)).flatten(1)
 
     def _frames(self, image: Tensor) -> Tensor:
         """uint8 [B, (k,) H, W, (C)] to [B, channels, H, W]."""
@@ -101,6 +110,42 @@ def fold(frames: Tensor) -> Tensor:
     quads = frames.view(torch.int32).unflatten(2, (height // 4, 4))  # [B, C, H / 4, 4, W / 4]
     quads = quads.permute(0, 2, 4, 1, 3).contiguous()
     return quads.view(torch.uint8).view(batch, height // 4, width // 4, 16 * channels).permute(0, 3, 1, 2)
+
+
+def relu(hidden: Tensor) -> Tensor:
+    """relu in place."""
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return functional.relu_(hidden)
+    return Relu.apply(hidden) if torch.is_grad_enabled() else relu_(hidden)
+
+
+class Relu(torch.autograd.Function):
+    """relu in place; the gradient takes the memory format of the output, without which layers of mixed formats are slow."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        ctx.mark_dirty(hidden)
+        ctx.save_for_backward(relu_(hidden))
+        return hidden
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        if output.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last):
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
+        return torch.ops.aten.threshold_backward(gradient, output, 0)
+
+
+def relu_(hidden: Tensor) -> Tensor:
+    """As `functional.relu_` on the CPU, but quicker in bfloat16: a number's bits, read as an integer, have the number's sign.
+
+    A nan may become 0 that way; `fitting.clip` sees to it that no weight becomes nan alone.
+    """
+    if hidden.dtype == torch.bfloat16:
+        hidden.view(torch.int16).clamp_min_(0)
+        return hidden
+    return functional.relu_(hidden)
 
 
 def convolved(size: int) -> int:

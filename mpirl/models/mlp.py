@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mpirl.errors import UserError
-from mpirl.models.base import Distribution, Model, Output
+from mpirl.models.base import Distribution, Lean, Model, Output
 from mpirl.models.distributions import DiagonalGaussian, distribution_for
+from mpirl.models.lean import MOST_PARAMETERS, LeanMLP, chooser
 from mpirl.specs import ArraySpec, Specs
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -48,6 +49,16 @@ class MLP(Model):
         policy = self.policy_trunk(features)
         value = policy if self.value_trunk is None else self.value_trunk(features)
         return self.heads(policy, value), core
+
+    def lean(self) -> Lean | None:
+        choose = chooser(self.distribution)
+        parameters = list(self.parameters())
+        is_small = sum(parameter.numel() for parameter in parameters) < MOST_PARAMETERS
+        if type(self) is not MLP or choose is None or not is_small or any(p.device.type != "cpu" for p in parameters):
+            return None
+        policy, value = self.heads.policy, self.heads.value
+        mean, log_std = (policy.mean, policy.log_std) if isinstance(policy, GaussianHead) else (policy, None)
+        return LeanMLP(self.features.num_values, self.policy_trunk, self.value_trunk, mean, log_std, value, choose)
 
 
 class Features(nn.Module):

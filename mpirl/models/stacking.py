@@ -83,7 +83,7 @@ def stack_at(frames: np.ndarray, t: int, age: np.ndarray, frame_stack: int) -> n
     if frame_stack == 1:
         return frames[:, t]
     stack = frames[:, t : t + frame_stack]
-    if age.min(initial=frame_stack) >= frame_stack - 1:
+    if not np.count_nonzero(age < frame_stack - 1):
         return stack
     stack = stack.copy()
     stack[np.arange(frame_stack - 1, -1, -1) > age[:, None]] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,21 @@ class TensorBoard(Observer):
     """Writes event files to `directory`; what earlier files have from `purge_step` on is void."""
 
     def __init__(self, directory: Path, purge_step: int | None = None):
-        from torch.utils.tensorboard import SummaryWriter
+        # torch's SummaryWriter would load the drawing of pictures and graphs as well.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(directory), flush_secs=10)
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def observe(self, report: Report) -> None:
         for tag, value in scalars(report):
-            self._writer.add_scalar(tag, value, report.steps)
+            summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=float(value))])
+            self._writer.add_event(self._event(wall_time=time.time(), step=report.steps, summary=summary))
 
     def close(self, outcome: Outcome) -> None:
         self._writer.close()

@@ -21,6 +21,9 @@ class Decision(NamedTuple):
 class Policy(ABC):
     """Chooses the actions of N lanes."""
 
+    def refresh(self) -> None:
+        """The weights have changed; called before every collection."""
+
     @abstractmethod
     def act(
         self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray, noise: np.ndarray | None
@@ -29,3 +32,13 @@ class Policy(ABC):
 
         noise: float32 [N, noise_size], all the randomness there is; None acts greedily.
         """
+
+    def ask(
+        self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray, noise: np.ndarray | None
+    ) -> None:
+        """Begin to decide, as `act` does; what is given stays as it is until `answer`."""
+        self._asked = observation, step_type, core, noise
+
+    def answer(self) -> Decision:
+        """The decision that was asked for."""
+        return self.act(*self._asked)

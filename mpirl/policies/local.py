@@ -1,4 +1,4 @@
-"""LocalPolicy: the worker's own copy of the model decides."""
+"""The worker's own copy of the model decides: LocalPolicy with torch, for every model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from torch import Tensor
 
 from mpirl.models.base import Model, Output
 from mpirl.policies.base import Decision, Policy
+from mpirl.policies.lean import LeanPolicy
+
+
+def local_policy(model: Model, autocast: Callable[[], Any], extras: Collection[str] = ()) -> LeanPolicy | LocalPolicy:
+    """A LeanPolicy where the model can (`Model.lean`) and acts in float32, else a LocalPolicy."""
+    with autocast():
+        in_float32 = not torch.is_autocast_enabled("cpu")
+    return LeanPolicy(model, extras) if in_float32 and model.lean() else LocalPolicy(model, autocast, extras)
 
 
 class LocalPolicy(Policy):
@@ -37,22 +45,25 @@ class LocalPolicy(Policy):
             if hasattr(self.model, "acting_copy") and torch.is_autocast_enabled(self._device.type):
                 self._acting = self.model.acting_copy(torch.get_autocast_dtype(self._device.type))
 
-    @torch.inference_mode()
     def act(
         self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray, noise: np.ndarray | None
     ) -> Decision:
         fields = {name: self._tensor(array) for name, array in observation.items()}
+        given = None if noise is None else self._tensor(noise)
+        action, log_prob, next_core, extras = self.decide(fields, self._tensor(step_type), self._tensor(core), given)
+        recorded = {name: tensor.cpu().numpy() for name, tensor in extras.items()}
+        return Decision(action.cpu().numpy(), log_prob.cpu().numpy(), next_core.cpu().numpy(), recorded)
+
+    @torch.inference_mode()
+    def decide(
+        self, fields: Mapping[str, Tensor], step_type: Tensor, core: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """As `act`, from and to tensors on the model's device (action, log_prob, core, extras), without waiting for it."""
         with self.autocast():
-            output, next_core = self._acting(fields, self._tensor(step_type), self._tensor(core))
-        distribution = self.model.distribution
-        parameters = output.parameters
-        action = distribution.mode(parameters) if noise is None else distribution.sample(parameters, self._tensor(noise))
-        return Decision(
-            action.cpu().numpy(),
-            distribution.log_prob(parameters, action).cpu().numpy(),
-            next_core.cpu().numpy(),
-            {name: getattr(output, name).cpu().numpy() for name in self.extras},
-        )
+            output, next_core = self._acting(fields, step_type, core)
+        distribution, parameters = self.model.distribution, output.parameters
+        action = distribution.mode(parameters) if noise is None else distribution.sample(parameters, noise)
+        return action, distribution.log_prob(parameters, action), next_core, {n: getattr(output, n) for n in self.extras}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -12,17 +12,20 @@ import pickle
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from mpirl.errors import RankFailed, RankSilent
-from mpirl.transport import startup, waiting
+from mpirl.trajectory import Field
+from mpirl.transport import beside, by_host, levels, startup, waiting
 from mpirl.transport.base import Arrays, Group
+from mpirl.transport.datatypes import lane_type
 from mpirl.transport.fields import checked, lane_bytes, sent_names
 from mpirl.transport.launcher import check_world, die_with_launcher
 from mpirl.transport.notes import Notes
+from mpirl.transport.steps import MpiSteps
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -64,6 +67,7 @@ class MpiGroup(Group):
         self.library = _library(self._MPI)
         self._notes, self._last_beat = Notes(comm, self._MPI, self.host), time.monotonic()
         self._types: dict[int, MPI.Datatype] = {}
+        self._room: by_host.Room | None = None
         self._abandoned: list[list[MPI.Request]] = []
         self._members: list[tuple[int, str | None]] = [(rank, None) for rank in range(self.size)]
         # A duplicate, so that nobody else's collectives on `comm` can come between ours.
@@ -71,31 +75,48 @@ class MpiGroup(Group):
         self._comm, request = comm.Idup()
         self._wait([request], "start-up")
         self._members = self.exchange((self.rank if number is None else number, self.host))
+        self._levels = levels.levels(self._comm, self._MPI, [host for _, host in self._members])
         self.started(deadline)
 
     def broadcast(self, array: np.ndarray) -> None:
         assert array.flags.c_contiguous, "broadcast needs a C-contiguous array"
         self._notes.arrive()
-        self._wait([self._comm.Ibcast([array, array.size, self._type(array.itemsize)])], "broadcast")
+        for comm in (array.nbytes >= levels.LARGE and self._levels) or [self._comm]:
+            self._wait([comm.Ibcast([array, array.size, self._type(array.itemsize)])], "broadcast")
         self.stopwatch.lap("broadcast")
 
     def gather(self, part: Arrays | None, whole: Arrays | None, lanes: Sequence[int]) -> None:
         assert len(lanes) == self.size, f"lanes of {len(lanes)} ranks in a group of {self.size}"
         self._notes.arrive()
-        names = sent_names(whole if self.rank == 0 else part)
+        arrays = whole if self.rank == 0 else part
+        room = self._room if self._room and self._room.fits(arrays, lanes) else None
+        names = sent_names(arrays)
         requests: list[MPI.Request] = []
-        if 0 in lanes[1:]:  # those ranks may not know how many fields there are
-            num_fields = np.array([-1 if names is None else len(names)], np.int64)
+        if 0 in lanes[1:]:  # those ranks may not know how many fields there are; for them there are none if a room has them
+            num_fields = np.array([-1 if names is None else 0 if room else len(names)], np.int64)
             requests.append(self._comm.Ibcast(num_fields))
             if names is None:
                 self._wait(requests, "gather")
                 names = [""] * int(num_fields[0])
+        if room:
+            self._wait(requests, "gather")
+            return room.gather(part, whole, self.stopwatch.lap)
         requests += [self._gather_field(name, part, whole, lanes) for name in names or ()]
         if self.rank == 0:
             self._wait(requests, "gather", until_arrival=True)
             self.stopwatch.lap("collect")
         self._wait(requests, "gather")
         self.stopwatch.lap("gather")
+
+    gathering = beside.gathering
+
+    def room(self, table: Mapping[str, Field], lanes: Sequence[int], mode: str) -> Arrays | None:
+        if self._room:
+            self._room.close()
+        hosts = [host or "" for _, host in self._members]
+        tools = self._comm, self._type, self._wait
+        self._room = by_host.make_room(self, hosts, table, lanes, *tools) if mode == "host" else None
+        return self._room and self._room.mine
 
     def exchange(self, value: Any) -> list[Any]:
         self._notes.arrive()
@@ -107,6 +128,9 @@ class MpiGroup(Group):
         target = [everything, (sizes.tolist(), (ends - sizes).tolist()), self._MPI.BYTE]
         self._wait([self._comm.Iallgatherv([mine, mine.size, self._MPI.BYTE], target)], "exchange")
         return [pickle.loads(everything[end - size : end]) for size, end in zip(sizes, ends)]
+
+    def steps(self, *terms: Any) -> MpiSteps:
+        return MpiSteps(self._comm, self._MPI, self._wait, *terms)
 
     def split(self, color: int) -> MpiGroup:
         self.exchange(color)  # Split waits without a deadline: call it when all are known to be there
@@ -148,7 +172,10 @@ class MpiGroup(Group):
         self._wait(self._notes.pending, "close")
         for datatype in self._types.values():
             datatype.Free()
-        self._comm.Free()
+        if self._room:
+            self._room.close()
+        for comm in (*self._levels, self._comm):
+            comm.Free()
         if self._notes.comm != self._MPI.COMM_WORLD:
             self._notes.comm.Free()
 
@@ -168,11 +195,17 @@ class MpiGroup(Group):
     def _type(self, num_bytes: int) -> MPI.Datatype:
         """The datatype of one lane (or number) of so many contiguous bytes."""
         if num_bytes not in self._types:
-            self._types[num_bytes] = self._MPI.BYTE.Create_contiguous(num_bytes).Commit()
+            self._types[num_bytes] = lane_type(self._MPI, num_bytes)
         return self._types[num_bytes]
 
-    def _wait(self, requests: list[MPI.Request], what: str, until_arrival: bool = False) -> None:
-        """Until all requests are complete, or until no rank is missing."""
+    def _wait(
+        self,
+        requests: list[MPI.Request],
+        what: str,
+        until_arrival: bool = False,
+        awaited: Callable[[], list[int]] | None = None,
+    ) -> None:
+        """Until all requests are complete, or until no rank is missing. awaited: who is, if the notes do not tell."""
         start, backoff, rhythm = time.monotonic(), waiting.Backoff(self.patient), startup.rhythm_of(self)
         try:
             while True:
@@ -180,7 +213,8 @@ class MpiGroup(Group):
                 self._listen()
                 if not self._notes.missing if until_arrival else complete:
                     return
-                self._check_deadline(what, start)
+                waiting.check_interrupt(self, what)
+                self._check_deadline(what, start, awaited)
                 if rhythm.is_due():
                     startup.say(startup.progress(self.size, self._named(self._notes.missing), rhythm.waited))
                 backoff.pause()
@@ -199,11 +233,13 @@ class MpiGroup(Group):
         if self.rank == 0:
             self.heartbeat()
 
-    def _check_deadline(self, what: str, start: float) -> None:
+    def _check_deadline(self, what: str, start: float, awaited_now: Callable[[], list[int]] | None = None) -> None:
         """Raise RankSilent if this rank waited too long since `start` or, if later, the last sign of life of those awaited."""
         now, limit = time.monotonic(), waiting.limit(self.rank, self.deadline)
+        if now - start <= limit:
+            return
         signs = [max(start, seen) for seen in self._notes.seen]
-        awaited = self._notes.missing if self.rank == 0 else [0]
+        awaited = awaited_now() if awaited_now else self._notes.missing if self.rank == 0 else [0]
         if not awaited and now - max(signs) > limit:  # the last arrival started the transfer
             raise waiting.stalled(what, self.size, now - max(signs))
         quiet = {rank: now - signs[rank] for rank in awaited}
@@ -225,7 +261,7 @@ def _initialized(deadline: float) -> Any:
     if not MPI.Is_initialized():
         provided = ctypes.c_int()
         with startup.watched_init(os.environ, deadline):
-            code = ctypes.CDLL(MPI.__file__).MPI_Init_thread(None, None, MPI.THREAD_FUNNELED, ctypes.byref(provided))
+            code = ctypes.CDLL(MPI.__file__).MPI_Init_thread(None, None, MPI.THREAD_SERIALIZED, ctypes.byref(provided))
         if code:
             raise startup.HostError(f"MPI_Init ends with code {code}", "the MPI library says more above")
         for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):  # which mpi4py does else

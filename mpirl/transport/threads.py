@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mpirl.transport import startup, waiting
+from mpirl.transport import beside, startup, waiting
 from mpirl.transport.base import Group
 from mpirl.transport.hub import Aborted, Hub, World
+from mpirl.transport.steps import Arrays as StepArrays
+from mpirl.transport.steps import Board, Lanes, ThreadSteps
 
 Result = TypeVar("Result")
 Arrays = Mapping[str, np.ndarray]
@@ -90,6 +92,8 @@ class ThreadGroup(Group):
         self._leave()
         self.stopwatch.lap("gather")
 
+    gathering = beside.gathering
+
     def exchange(self, value: Any) -> list[Any]:
         self._enter(pickle.dumps(value))  # pickled as between processes, so that ranks share no objects
         self._wait_entered("exchange", range(self.size))
@@ -97,6 +101,14 @@ class ThreadGroup(Group):
         self._leave()
         self._wait_left("exchange", range(self.size))  # what was brought stays until all have read it
         return values
+
+    def steps(self, questions: StepArrays, answers: StepArrays, lanes: Lanes) -> ThreadSteps:
+        self._enter(Board(questions, answers, self.size))
+        self._wait_entered("start-up", [0])
+        board = self._hub.brought[0]
+        self._leave()
+        self._wait_left("start-up", range(self.size))
+        return ThreadSteps(self.rank, self._world.changed, self.wait_for, board, questions, answers, lanes)
 
     def split(self, color: int) -> ThreadGroup:
         colors = self.exchange(color)
@@ -106,6 +118,11 @@ class ThreadGroup(Group):
         group = ThreadGroup(self._world, hub, ranks.index(self.rank), self.deadline)
         group.patient = self.patient
         return group
+
+    def interrupt(self) -> None:
+        super().interrupt()
+        with self._world.changed:
+            self._world.changed.notify_all()
 
     def heartbeat(self) -> None:
         self._hub.seen[self.rank] = time.monotonic()
@@ -136,6 +153,7 @@ class ThreadGroup(Group):
         start, limit, rhythm = time.monotonic(), waiting.limit(self.rank, self.deadline), startup.rhythm_of(self)
         with self._world.changed:
             while True:
+                waiting.check_interrupt(self, what)
                 self._world.check(self._member)
                 if self.rank == 0:
                     self.heartbeat()  # while rank 0 waits for some, it is alive for the others

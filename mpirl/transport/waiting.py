@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mpirl.errors import RankSilent
+from mpirl.errors import Interrupted, RankSilent
+
+if TYPE_CHECKING:
+    from mpirl.transport.base import Group
 
 SHORTEST = 20e-6  # seconds of a patient rank's sleep
 LONGEST = 2e-3
@@ -29,6 +33,12 @@ class Backoff:
             time.sleep(min(LONGEST, max(SHORTEST, SHARE * (time.monotonic() - self._start))))
         else:
             time.sleep(EAGER_SLEEP)
+
+
+def check_interrupt(group: Group, what: str) -> None:
+    """Raise Interrupted if another thread of this rank has ended its waits."""
+    if group.is_interrupted:
+        raise Interrupted(f"{what}: given up, since this rank failed meanwhile")
 
 
 def limit(rank: int, deadline: float) -> float:

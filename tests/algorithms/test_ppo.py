@@ -10,6 +10,7 @@ import torch
 from mpirl.algorithms.base import Batch
 from mpirl.algorithms.fitting import minibatches
 from mpirl.algorithms.ppo import PER_MINIBATCH, PPO
+from mpirl.algorithms.returns import vtrace
 from mpirl.errors import UserError
 from mpirl.models.mlp import MLP
 from mpirl.models.stacking import observer
@@ -134,6 +135,39 @@ def test_life_loss_counts_as_termination():
     assert (steps.target[at_loss] == 0).all() and (steps.target[~at_loss] == 0.99).all()
 
 
+def acted_in_by(model, other):
+    """A batch that `other` collected, with two lost lives and raw rewards, for `model` to learn from."""
+    lives = torch.ones(N, T + 1, dtype=torch.int32)
+    lives[:2, 10:] = 0
+    return random_batch(other, lives=lives, reward=3 * torch.randn(N, T))
+
+
+def test_correction_of_a_batch_without_lag_is_gae_up_to_rounding():
+    model = network()
+    batch = acted_in_by(model, model)
+    settings = dict(reward_clip=1.0, life_loss=True)
+    one, two = (PPO(model, DISCRETE, **settings, correction=name).prepare(batch) for name in ("none", "vtrace"))
+    for name in one.__dataclass_fields__:
+        torch.testing.assert_close(getattr(one, name), getattr(two, name), atol=1e-5, rtol=1e-5)
+
+
+def test_corrected_advantages_and_targets_are_the_present_policys_and_the_ratio_is_to_the_one_that_acted():
+    model, other = network(), network(seed=1)
+    batch = acted_in_by(model, other)
+    steps = PPO(model, DISCRETE, correction="vtrace").prepare(batch)
+    lane, t = steps.position // (T + 1), steps.position % (T + 1)
+    output, _ = model({"observation": batch.observe(torch.arange(N * (T + 1)))["observation"]}, None, None)
+    value = output.value.detach().view(N, T + 1)
+    logits = output.parameters.detach().view(N, T + 1, -1)[:, :-1]
+    log_rho = torch.distributions.Categorical(logits=logits).log_prob(batch.fields["action"]) - batch.fields["log_prob"]
+    discount, step_type = batch.fields["discount"], batch.fields["step_type"]
+    traced = vtrace(log_rho, batch.fields["reward"], discount, value, step_type, 0.99, 0.95)
+    for got, expected in ((steps.value, value), (steps.target, traced.target), (steps.advantage, traced.advantage)):
+        torch.testing.assert_close(got, expected[lane, t])
+    assert torch.equal(steps.log_prob, batch.fields["log_prob"][lane, t])
+    assert not torch.allclose(steps.target, PPO(model, DISCRETE).prepare(batch).target, atol=1e-2)
+
+
 def test_minibatches_cover_every_step_once_and_none_is_single():
     for count in (1, 2, 9, 10, 11, 12, 20, 21, 25):
         parts = list(minibatches(np.random.default_rng(0), count, 10))
@@ -247,6 +281,11 @@ def test_wrong_settings_are_named_with_their_value(settings):
     ((key, value),) = settings.items()
     with pytest.raises(UserError, match=f"algorithm.{key}={value!r}"):
         PPO(network(), DISCRETE, **settings)
+
+
+def test_unknown_correction_is_named_with_the_choices():
+    with pytest.raises(UserError, match="algorithm.correction='gae': choose none or vtrace"):
+        PPO(network(), DISCRETE, correction="gae")
 
 
 def test_life_loss_needs_an_emulator_that_tells_lives():

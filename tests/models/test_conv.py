@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from mpirl.errors import UserError
-from mpirl.models.conv import NatureCNN, fold, model_for
+from mpirl.models.conv import NatureCNN, fold, model_for, relu
 from mpirl.models.mlp import MLP
 from mpirl.specs import ArraySpec, Specs
 
@@ -58,6 +58,23 @@ def test_fold_is_pixel_unshuffle_also_on_a_strided_view():
     view = trajectory[:, 2:6]
     assert torch.equal(fold(view), functional.pixel_unshuffle(view.contiguous(), 4))
     assert torch.equal(fold(view.transpose(2, 3)), functional.pixel_unshuffle(view.transpose(2, 3).contiguous(), 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_relu_and_its_gradient_are_torchs_bit_for_bit(dtype, memory_format):
+    hidden = torch.randn(2, 16, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype, memory_format=memory_format)
+    hidden[0, :5, 0, 0] = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 1e-40])
+    results = []
+    for function in (relu, functional.relu_):
+        leaf = hidden.clone().requires_grad_()
+        output = function(leaf * 1)
+        results.append((output, *torch.autograd.grad(output.float().square().sum(), leaf)))
+    with torch.no_grad():
+        results.append((relu(hidden.clone()), results[0][1]))
+    for output, gradient in results:
+        assert torch.equal(output, results[1][0]) and torch.equal(gradient, results[1][1])
+        assert output.is_contiguous(memory_format=memory_format)
 
 
 def test_colour_channels_count_with_the_stack():

@@ -38,9 +38,9 @@ def last_checkpoint(directory: Path) -> dict:
     return torch.load(sorted(directory.glob("checkpoints/0*.pt"))[-1], weights_only=True)
 
 
-@pytest.mark.parametrize("emulator", ["catch", "cartpole"])
-def test_same_seed_and_layout_give_the_same_weights_under_threads_and_mpi(tmp_path, emulator):
-    settings = [f"emulator={emulator}", "total_steps=2000", "seed=7"]
+@pytest.mark.parametrize("emulator, lag", [("catch", 0), ("cartpole", 0), ("catch", 1)])
+def test_same_seed_and_layout_give_the_same_weights_under_threads_and_mpi(tmp_path, emulator, lag):
+    settings = [f"emulator={emulator}", "total_steps=2000", "seed=7", f"schedule.lag={lag}"]
     run(0, *settings, "ranks=3", f"run_dir={tmp_path}/threads")
     run(3, *settings, f"run_dir={tmp_path}/mpi")
     first, second = last_checkpoint(tmp_path / "threads"), last_checkpoint(tmp_path / "mpi")

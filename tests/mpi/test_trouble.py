@@ -74,6 +74,9 @@ class Failing(Catch):
 """
 
 
+LAGS = pytest.mark.parametrize("lag", ["schedule.lag=0", "schedule.lag=1"])
+
+
 def failing(tmp_path: Path, action: str) -> tuple[list[str], dict[str, str]]:
     """Arguments and environment of a run whose rank 2 does `action` after a while."""
     (tmp_path / "failing.py").write_text(FAILING.format(action=action))
@@ -85,9 +88,10 @@ def seconds_since_failure(stdout: str) -> float:
     return time.time() - float(next(line.split()[1] for line in stdout.splitlines() if line.startswith("now")))
 
 
-def test_an_exception_on_a_worker_ends_the_job_with_its_traceback_and_saves_the_archive(tmp_path):
+@LAGS
+def test_an_exception_on_a_worker_ends_the_job_with_its_traceback_and_saves_the_archive(tmp_path, lag):
     arguments, env = failing(tmp_path, "raise RuntimeError('the emulator burst')")
-    process = start(3, arguments, env)
+    process = start(3, [*arguments, lag], env)
     try:
         stdout, stderr = process.communicate(timeout=90)
         assert seconds_since_failure(stdout) < 5
@@ -101,9 +105,10 @@ def test_an_exception_on_a_worker_ends_the_job_with_its_traceback_and_saves_the_
     assert "the emulator burst" in (tmp_path / "run/logs/rank-0002.log").read_text()
 
 
-def test_killing_a_worker_ends_the_job_and_leaves_no_orphan(tmp_path):
+@LAGS
+def test_killing_a_worker_ends_the_job_and_leaves_no_orphan(tmp_path, lag):
     arguments, env = failing(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
-    process = start(3, arguments, env)
+    process = start(3, [*arguments, lag], env)
     try:
         stdout, _ = process.communicate(timeout=90)
         assert seconds_since_failure(stdout) < 10
@@ -112,9 +117,10 @@ def test_killing_a_worker_ends_the_job_and_leaves_no_orphan(tmp_path):
         end(process)
 
 
-def test_a_silent_worker_is_named_when_the_deadline_passes(tmp_path):
+@LAGS
+def test_a_silent_worker_is_named_when_the_deadline_passes(tmp_path, lag):
     arguments, env = failing(tmp_path, "time.sleep(60)")
-    process = start(3, [*arguments, "deadline=3"], env)
+    process = start(3, [*arguments, lag, "deadline=3"], env)
     try:
         stdout, stderr = process.communicate(timeout=90)
         assert 3 <= seconds_since_failure(stdout) < 15
@@ -124,9 +130,10 @@ def test_a_silent_worker_is_named_when_the_deadline_passes(tmp_path):
     assert stderr.count("no sign of rank 2 on host") == 1 and "Traceback" not in stderr
 
 
-def test_usr1_to_the_learner_saves_and_stops_and_a_resume_goes_on(tmp_path):
+@LAGS
+def test_usr1_to_the_learner_saves_and_stops_and_a_resume_goes_on(tmp_path, lag):
     directory = tmp_path / "run"
-    process = start(3, [*MAIN, "emulator=catch", "total_steps=1e6", f"run_dir={directory}"])
+    process = start(3, [*MAIN, "emulator=catch", "total_steps=1e6", lag, f"run_dir={directory}"])
     try:
         wait_for(lambda: json.loads((directory / "status.json").read_text()).get("iteration", 0) > 5)
         os.kill(json.loads((directory / "status.json").read_text())["pid"], signal.SIGUSR1)

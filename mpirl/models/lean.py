@@ -1,0 +1,147 @@
+"""LeanMLP: what a small MLP and its distribution do, in numpy.
+
+For a few rows torch's dispatch takes longer than the arithmetic. The arrays lie on the memory of the parameters, so
+that weights written there are acted with at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+from torch import Tensor, nn
+
+from mpirl.models.base import Distribution, Lean, Output
+from mpirl.models.distributions import Categorical, DiagonalGaussian
+
+Layer = tuple[np.ndarray, np.ndarray]
+Choose = Callable[[np.ndarray, "np.ndarray | None"], "tuple[np.ndarray, np.ndarray]"]
+
+MOST_PARAMETERS = 100_000
+"""Of a model that is small enough: above, arithmetic is what takes the time, and torch may do it on several cores."""
+MOST_WORK = 1 << 18
+"""Multiplications of one matrix product. Above, OpenBLAS starts threads, which take milliseconds where cores are shared."""
+
+
+class LeanMLP(Lean):
+    """policy_trunk, value_trunk: Linear layers, each followed by `activation`; None shares the policy's.
+
+    num_values: by observation field, of discrete ones. choose: as `Lean.choose`.
+    """
+
+    def __init__(
+        self,
+        num_values: Mapping[str, int | None],
+        policy_trunk: nn.Sequential,
+        value_trunk: nn.Sequential | None,
+        policy_head: nn.Linear,
+        log_std: Tensor | None,
+        value_head: nn.Linear,
+        choose: Choose,
+    ):
+        self._num_values = dict(num_values)
+        self._policy_trunk = _trunk(policy_trunk)
+        self._value_trunk = None if value_trunk is None else _trunk(value_trunk)
+        self._policy_head, self._value_head = _layer(policy_head), _layer(value_head)
+        self._log_std = None if log_std is None else log_std.detach().numpy()
+        layers = [layer for layer, _ in (*self._policy_trunk, *(self._value_trunk or ()))]
+        self._rows = max(1, MOST_WORK // max(weight.size for weight, _ in (*layers, self._policy_head)))
+        self._choose = choose
+
+    def forward(
+        self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray
+    ) -> tuple[Output, np.ndarray]:
+        features = self._features(observation)
+        if len(features) <= self._rows:
+            return Output(*self._outputs(features)), core
+        blocks = (features[start : start + self._rows] for start in range(0, len(features), self._rows))
+        return Output(*map(np.concatenate, zip(*map(self._outputs, blocks)))), core
+
+    def choose(self, parameters: np.ndarray, noise: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        return self._choose(parameters, noise)
+
+    def _outputs(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Parameters [B, A] and values [B] for features float32 [B, size]."""
+        policy = _activated(features, self._policy_trunk)
+        value = policy if self._value_trunk is None else _activated(features, self._value_trunk)
+        parameters = _linear(policy, self._policy_head)
+        if self._log_std is not None:
+            parameters = np.concatenate([parameters, np.broadcast_to(self._log_std, parameters.shape)], 1)
+        return parameters, _linear(value, self._value_head)[:, 0]
+
+    def _features(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [B, size], as the module `Features` does."""
+        parts = [_encoded(observation[name], num_values) for name, num_values in self._num_values.items()]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+
+
+def chooser(distribution: Distribution) -> Choose | None:
+    """`Lean.choose` for actions of this distribution, None where there is no lean way."""
+    if type(distribution) is Categorical:
+        return partial(choose_category, dtype=_dtype(distribution))
+    if type(distribution) is DiagonalGaussian:
+        return partial(choose_vector, shape=distribution.shape, dtype=_dtype(distribution))
+    return None
+
+
+def choose_category(logits: np.ndarray, noise: np.ndarray | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Categorical's `sample` (`mode` without noise) and `log_prob`, from logits float32 [B, A] and noise float32 [B, 1]."""
+    shifted = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
+    cumulative = np.exp(shifted).cumsum(1)  # not normalised
+    total = cumulative[:, -1:]
+    action = logits.argmax(1) if noise is None else np.add.reduce(cumulative <= noise * total, axis=1)
+    log_prob = shifted[np.arange(len(action)), action] - np.log(total[:, 0])
+    return action.astype(dtype, copy=False), log_prob
+
+
+def choose_vector(
+    parameters: np.ndarray, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """DiagonalGaussian's `sample` (`mode` without noise) and `log_prob`, from float32 [B, 2 D] and noise float32 [B, D]."""
+    size = parameters.shape[1] // 2
+    mean, log_std = parameters[:, :size], parameters[:, size:]
+    flat = (mean if noise is None else mean + np.exp(log_std) * noise).astype(dtype, copy=False)
+    deviation = (flat.astype(np.float32, copy=False) - mean) * np.exp(-log_std)
+    log_prob = np.add.reduce(-0.5 * deviation * deviation - log_std - np.float32(0.5 * math.log(2 * math.pi)), axis=1)
+    return flat.reshape(-1, *shape), log_prob
+
+
+def _trunk(trunk: nn.Sequential) -> list[tuple[Layer, Callable[..., np.ndarray]]]:
+    activations = {nn.Tanh: np.tanh, nn.ReLU: _relu}
+    return [(_layer(linear), activations[type(activation)]) for linear, activation in zip(trunk[::2], trunk[1::2])]
+
+
+def _layer(linear: nn.Linear) -> Layer:
+    """Weight [in, out] and bias [out], on the parameters' memory."""
+    return linear.weight.detach().numpy().T, linear.bias.detach().numpy()
+
+
+def _activated(features: np.ndarray, trunk: list[tuple[Layer, Callable[..., np.ndarray]]]) -> np.ndarray:
+    for layer, activation in trunk:
+        features = _linear(features, layer)
+        activation(features, out=features)
+    return features
+
+
+def _linear(features: np.ndarray, layer: Layer) -> np.ndarray:
+    weight, bias = layer
+    features = features @ weight
+    features += bias
+    return features
+
+
+def _relu(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+    return np.maximum(values, 0.0, out=out)
+
+
+def _encoded(values: np.ndarray, num_values: int | None) -> np.ndarray:
+    """One field as float32 [B, size]: one-hot if discrete, else flattened."""
+    if num_values is not None:
+        values = values[..., None] == np.arange(num_values)
+    return values.reshape(len(values), -1).astype(np.float32, copy=False)
+
+
+def _dtype(distribution: Categorical | DiagonalGaussian) -> np.dtype:
+    return np.dtype(str(distribution.dtype).removeprefix("torch."))

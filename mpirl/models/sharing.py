@@ -1,0 +1,79 @@
+"""Minibatches shared among threads: each takes its rows through the layers and back on its own.
+
+Torch's own threads share every single operation instead, and wait for each other in each one. On an idle machine that costs
+little, but where a core has other work to do as well, it costs most of the time: while they wait, oneDNN's threads spin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, reduce
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SMALLEST = 64
+"""Rows of a share; below that, what an operation costs by itself begins to show."""
+
+Result = TypeVar("Result")
+
+
+def in_shares(layers: Callable[[slice], Tensor], num_rows: int, parameters: Sequence[Tensor]) -> Tensor:
+    """layers(rows) for all rows, [num_rows, ...]; shared among torch's threads where a gradient is wanted on the CPU.
+
+    layers: a pure function of these parameters that gives each row a result of its own.
+    """
+    learned = [parameter for parameter in parameters if parameter.requires_grad and parameter.device.type == "cpu"]
+    if not learned or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return layers(slice(0, num_rows))
+    count = min(torch.get_num_threads(), num_rows // SMALLEST)
+    if count < 2:
+        return layers(slice(0, num_rows))
+    bounds = [num_rows * part // count for part in range(count + 1)]
+    return Shared.apply(layers, [slice(*pair) for pair in zip(bounds, bounds[1:])], *learned)
+
+
+class Shared(torch.autograd.Function):
+    """Each share has a graph of its own; their gradients are summed in order, so that results do not depend on timing."""
+
+    @staticmethod
+    def forward(ctx: Any, layers: Callable[[slice], Tensor], shares: list[slice], *parameters: Tensor) -> Tensor:
+        ctx.parameters = parameters
+        ctx.outputs = side_by_side([partial(with_graph, layers, rows) for rows in shares])
+        return torch.cat([output.detach() for output in ctx.outputs])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        parts = gradient.split([len(output) for output in ctx.outputs])
+        pairs = zip(ctx.outputs, parts)
+        gradients = side_by_side([partial(torch.autograd.grad, output, ctx.parameters, part) for output, part in pairs])
+        ctx.outputs = None
+        return None, None, *(reduce(torch.add, column) for column in zip(*gradients))
+
+
+@torch.enable_grad()
+def with_graph(layers: Callable[[slice], Tensor], rows: slice) -> Tensor:
+    return layers(rows)
+
+
+def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """The tasks' results, each from a thread with an equal part of torch's threads and the caller's autocast."""
+    threads = torch.get_num_threads()
+    run = partial(in_thread, threads // len(tasks), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+    with ThreadPoolExecutor(len(tasks) - 1) as pool:
+        others = [pool.submit(run, task) for task in tasks[1:]]
+        try:
+            return [run(tasks[0]), *(other.result() for other in others)]
+        finally:
+            pool.shutdown()
+            torch.set_num_threads(threads)
+
+
+def in_thread(num_threads: int, autocast: bool, dtype: torch.dtype, task: Callable[[], Result]) -> Result:
+    torch.set_num_threads(num_threads)  # of operations in this thread
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        return task()

@@ -1,0 +1,38 @@
+"""What is dear to load is loaded only where it is needed."""
+
+import subprocess
+import sys
+
+import pytest
+
+UNUSED = ("torch._dynamo", "sympy", "matplotlib", "pandas", "gymnasium", "ale_py", "torch.utils.tensorboard", "hdf5plugin")
+ONLY_RANK_0 = ("hydra", "omegaconf", "h5py", "tensorboard")
+FORBID = "import sys; sys.modules.update(dict.fromkeys({names}))\n"
+
+
+def loaded(code: str, names: tuple[str, ...]) -> list[str]:
+    """Those of the modules that are there after the code."""
+    code += f"\nimport sys\nprint(*(name for name in {names} if name in sys.modules))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_worker_loads_neither_configs_nor_archives_nor_logs():
+    assert loaded("from mpirl.main import load_programs; load_programs(1)", UNUSED + ONLY_RANK_0) == []
+
+
+def test_rank_0_loads_what_composes_configs_and_writes_archives():
+    found = loaded("from mpirl.main import load_programs; load_programs(0)", UNUSED + ONLY_RANK_0)
+    assert found == ["hydra", "omegaconf", "h5py"]
+
+
+def test_a_job_can_be_taken_over_without_hydra():
+    assert loaded("from mpirl.job import Job; import pickle; pickle.loads(pickle.dumps(Job({}, '')))", ONLY_RANK_0) == []
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_a_run_does_without_what_it_does_not_use(tmp_path, algorithm):
+    code = FORBID.format(names=UNUSED) + "from mpirl.main import main; main()"
+    settings = ["emulator=catch", f"algorithm={algorithm}", "total_steps=1", f"run_dir={tmp_path}/run"]
+    done = subprocess.run([sys.executable, "-c", code, *settings], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "COMPLETED").exists()
