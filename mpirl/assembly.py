@@ -12,7 +12,7 @@ import torch
 from mpirl import seeds
 from mpirl.agreement import agree
 from mpirl.build import build, settings_of
-from mpirl.device import choose_device, choose_precision, has_bfloat16, is_small
+from mpirl.device import choose_device, choose_precision, has_bfloat16, is_small, one_thread
 from mpirl.emulators.base import EmulatorBatch, Frame
 from mpirl.emulators.lanes import make_emulator
 from mpirl.errors import AgreedError
@@ -57,7 +57,7 @@ def draw_noise(distribution: Distribution, generator: np.random.Generator, steps
 def make_model(config: Mapping[str, Any], specs: Specs) -> tuple[Model, Layout]:
     """The model, initialised by the run's seed alike on every rank, and the layout of the trajectories it works on."""
     algorithm, settings = settings_of(config["algorithm"], "algorithm", ("model", "specs"))
-    with MODEL_LOCK:
+    with MODEL_LOCK, one_thread():  # how many there are would change the last bits
         torch.manual_seed(seeds.episode_seed(config["seed"], 0, seeds.MODEL))
         model = build(algorithm.model_node(config["model"], settings), "model", specs=specs)
     extras = algorithm.extras(specs)

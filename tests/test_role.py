@@ -4,12 +4,16 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 
+from mpirl.assembly import make_model
 from mpirl.emulators import lanes as lanes_module
 from mpirl.emulators.catch import Catch
 from mpirl.errors import AgreedError
 from mpirl.role import plan_world, take_role
+from mpirl.specs import ArraySpec, Specs
 from mpirl.transport.threads import run_threads
+from mpirl.weights import FlatWeights
 
 CONFIG = {
     "program": "train",
@@ -63,6 +67,20 @@ def test_all_ranks_start_with_the_same_weights_of_the_runs_seed():
     for role in first[1:]:
         np.testing.assert_array_equal(role.weights, first[0].weights)
     assert (first[0].weights != other[0].weights).any()
+
+
+def test_the_first_weights_do_not_depend_on_the_number_of_threads():
+    specs = Specs({"observation": ArraySpec((84, 84), "uint8", low=0.0, high=255.0)}, ArraySpec((), "int64", num_values=6))
+    settings = config(model={"_target_": "mpirl.models.conv.NatureCNN"})
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            made.append(FlatWeights(make_model(settings, specs)[0]).vector)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
 def test_ranks_without_lanes_take_part():
