@@ -23,7 +23,7 @@ from mpirl.transport import beside, by_host, levels, startup, waiting
 from mpirl.transport.base import Arrays, Group
 from mpirl.transport.datatypes import lane_type
 from mpirl.transport.fields import checked, lane_bytes, sent_names
-from mpirl.transport.launcher import check_world, die_with_launcher
+from mpirl.transport.launcher import check_world, die_with_launcher, spare_networks
 from mpirl.transport.notes import Notes
 from mpirl.transport.steps import MpiSteps
 
@@ -40,6 +40,7 @@ def world(deadline: float = Group.deadline, learner: str = "") -> MpiGroup:
     learner: a host; its first rank becomes rank 0, the others follow in their order. Empty: the launcher's order stays.
     """
     die_with_launcher(os.environ)
+    spare_networks(os.environ)
     MPI = _initialized(deadline)
     check_world(MPI.COMM_WORLD.Get_size(), os.environ, _library(MPI))
     try:

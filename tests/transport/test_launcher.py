@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpirl.errors import UserError
-from mpirl.transport.launcher import check_world, end_stuck_launcher, launched_rank, launched_size, scrubbed
+from mpirl.transport.launcher import check_world, end_stuck_launcher, launched_rank, launched_size, scrubbed, spare_networks
 
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2", "PMIX_RANK": "2"}
 MPICH = {"PMI_SIZE": "4", "PMI_RANK": "1"}
@@ -35,6 +35,19 @@ def test_batch_script_without_srun_is_no_launcher() -> None:
 def test_many_worlds_of_size_1_are_a_mistake_that_names_the_mend(environ: dict[str, str], name: str) -> None:
     with pytest.raises(UserError, match=f"{name}.*started {launched_size(environ)} ranks.*MPICH 5.*srun --mpi=pmix"):
         check_world(1, environ, "MPICH 5")
+
+
+def test_fabrics_are_tried_out_unless_all_ranks_are_on_one_host_and_nobody_chose() -> None:
+    here = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "3"}
+    spare_networks(here)
+    assert (here["OMPI_MCA_mtl"], here["OMPI_MCA_btl"]) == ("^ofi", "^ofi")
+    for others in (OPEN_MPI, {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, MPICH, SRUN, {}):
+        environ = dict(others)
+        spare_networks(environ)
+        assert environ == others
+    chosen = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "3", "OMPI_MCA_pml": "cm"}
+    spare_networks(chosen)
+    assert "OMPI_MCA_mtl" not in chosen
 
 
 def test_worlds_as_launched_are_fine() -> None:
