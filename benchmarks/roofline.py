@@ -43,9 +43,10 @@ from mpirl.archive.writer import SegmentWriter
 from mpirl.assembly import draw_noise, make_model
 from mpirl.build import build
 from mpirl.config import compose_job
-from mpirl.device import DeviceBatch, autocast_for, choose_device, choose_precision, is_small
+from mpirl.device import DeviceBatch, autocast_for, choose_device, choose_precision
 from mpirl.emulators.base import Frame
 from mpirl.emulators.lanes import make_emulator
+from mpirl.models.base import is_small
 from mpirl.schedule import Command
 from mpirl.testing_emulators import sample_action
 from mpirl.trajectory import NO_SEED, Trajectory

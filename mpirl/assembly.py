@@ -12,11 +12,11 @@ import torch
 from mpirl import seeds
 from mpirl.agreement import agree
 from mpirl.build import build, settings_of
-from mpirl.device import choose_device, choose_precision, has_bfloat16, is_small, one_thread
+from mpirl.device import choose_device, choose_precision, has_bfloat16, one_thread
 from mpirl.emulators.base import EmulatorBatch, Frame
 from mpirl.emulators.lanes import make_emulator
 from mpirl.errors import AgreedError
-from mpirl.models.base import Distribution, Model
+from mpirl.models.base import Distribution, Model, is_small
 from mpirl.plan import Plan, single_threaded
 from mpirl.specs import Specs
 from mpirl.trajectory import Layout

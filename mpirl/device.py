@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mpirl.algorithms.base import Batch
 from mpirl.errors import UserError
-from mpirl.models.base import Model
+from mpirl.models.base import Model, is_small
 from mpirl.models.stacking import observer
 from mpirl.specs import Specs
 from mpirl.trajectory import Trajectory
@@ -154,11 +154,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def is_small(model: Model) -> bool:
-    """Whether the model's arithmetic is too little to gain from more threads or from bfloat16."""
-    return sum(parameter.numel() for parameter in model.parameters()) < 100_000
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpirl.evaluation import evaluate
-from mpirl.observers.base import Observer
+from mpirl.observers.base import Observer, tell
 from mpirl.role import Role
 from mpirl.schedule import Command, Schedule
 from mpirl.transport.base import Group
@@ -30,13 +30,9 @@ def train(role: Role, group: Group, schedule: Schedule, observers: Sequence[Obse
             update(role, command)
         evaluation = evaluate(role, group, command) if command.evaluate else None  # *
         if learner:
-            report = learner.report(command, evaluation)
-            for observer in observers:
-                observer.observe(report)
+            tell(observers, learner.report(command, evaluation))
     if learner and learner.learn():  # the last batch, with schedule.lag=1
-        report = learner.report(command, None)
-        for observer in observers:
-            observer.observe(report)
+        tell(observers, learner.report(command, None))
 
 
 def update(role: Role, command: Command) -> None:

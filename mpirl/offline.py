@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpirl.evaluation import evaluate
-from mpirl.observers.base import Observer
+from mpirl.observers.base import Observer, tell
 from mpirl.offline_role import OfflineRole
 from mpirl.schedule import Command, Counters, Schedule
 from mpirl.transport.base import Group
@@ -27,9 +27,7 @@ def learn_offline(role: OfflineRole, group: Group, schedule: Schedule, observers
             learner.keep_best(evaluation, role.checkpoints)
             if command.save:
                 role.checkpoints.save(learner)
-            report = learner.report(command, evaluation)
-            for observer in observers:
-                observer.observe(report)
+            tell(observers, learner.report(command, evaluation))
 
 
 class OfflineSchedule(Schedule):

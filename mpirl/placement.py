@@ -15,9 +15,10 @@ from mpirl.assembly import make_model
 from mpirl.central import bytes_per_weight
 from mpirl.config import compose_job
 from mpirl.emulators.lanes import make_emulator
-from mpirl.device import choose_device, is_small
+from mpirl.device import choose_device
 from mpirl.errors import UserError
 from mpirl.hostfile import MPICH, OPENMPI, SLURM, TITLES, Host, Hosts, parse_hostfile, place_ranks
+from mpirl.models.base import is_small
 from mpirl.nodelist import slurm_hosts
 from mpirl.plan import Plan, make_plan, single_threaded
 from mpirl.rankinfo import RankInfo

@@ -11,8 +11,20 @@ from torch import Tensor, nn
 
 from mpirl.algorithms.base import Batch, OfflineAlgorithm
 from mpirl.algorithms.bc import likelihood
-from mpirl.algorithms.fitting import adam, check, check_model, evaluated, fit, forward, position, set_learning_rate, slots
-from mpirl.algorithms.returns import advantage_weights, explained_variance, gae, life_loss_discount, step_advantage
+from mpirl.algorithms.fitting import (
+    adam,
+    check,
+    check_life_loss,
+    check_model,
+    evaluated,
+    fit,
+    forward,
+    normalized,
+    position,
+    set_learning_rate,
+    slots,
+)
+from mpirl.algorithms.returns import advantage_weights, as_learned, explained_variance, gae, step_advantage
 from mpirl.algorithms.two_level import TaskFilter
 from mpirl.errors import UserError
 from mpirl.models.base import Model
@@ -65,8 +77,7 @@ class AWR(OfflineAlgorithm):
         check(dict(weight_clip=weight_clip), lambda x: x >= 1, "must be at least 1")
         check(dict(gamma=gamma, td_lambda=td_lambda, step_lambda=step_lambda), lambda x: 0 <= x <= 1, "must be from 0 to 1")
         check(dict(task_top=task_top), lambda x: 0 < x <= 1, "must be more than 0 and at most 1")
-        if life_loss and "lives" not in specs.extras:
-            raise UserError("algorithm.life_loss=True needs an emulator that declares the extra `lives`; set it to false")
+        check_life_loss(life_loss, specs)
         check_model(model, self)
         self.model = model
         self.learning_rate, self.anneal_learning_rate = learning_rate, anneal_learning_rate
@@ -116,14 +127,10 @@ class AWR(OfflineAlgorithm):
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Values [N, T+1], value targets [N, T] and advantages [N, T], meaningful where steps are chosen."""
         fields = batch.fields
-        reward, discount, step_type = fields["reward"], fields["discount"], fields["step_type"]
-        if self.reward_clip is not None:
-            reward = reward.clamp(-self.reward_clip, self.reward_clip)
-        if self.life_loss:
-            discount = life_loss_discount(discount, fields["lives"], step_type)
+        reward, discount = as_learned(fields, self.reward_clip, self.life_loss)
         value = self._values(batch)
         if self.tasks is None:
-            advantage = gae(reward, discount, value, step_type, self.gamma, self.td_lambda)
+            advantage = gae(reward, discount, value, fields["step_type"], self.gamma, self.td_lambda)
             return value, advantage + value[:, :-1], advantage
         to_go = self._finished(fields, "return_to_go"), fields["steps_to_go"]
         return value, to_go[0][:, :-1], step_advantage(reward, discount, value, *to_go, self.gamma, self.step_lambda)
@@ -161,8 +168,8 @@ class AWR(OfflineAlgorithm):
     def _weights(self, batch: Batch, slot: Tensor, value: Tensor, advantage: Tensor) -> Tensor:
         """Of the policy's loss, for steps [M] with these advantages."""
         if self.tasks is None:
-            if self.normalize_advantage and len(slot) > 1:
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            if self.normalize_advantage:
+                advantage = normalized(advantage)
             return advantage_weights(advantage, self.beta, self.weight_clip)
         row = self._finished(batch.fields, "row")
         begins = (batch.fields["step_type"][:, :-1] == 0) & batch.is_step  # [N, T]: chosen first observations

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mpirl.algorithms.base import Algorithm, Batch
 from mpirl.algorithms.buffer import ReplayBuffer, Transitions
-from mpirl.algorithms.fitting import adam, check, check_model, descend, finite, set_learning_rate
-from mpirl.algorithms.returns import life_loss_discount
+from mpirl.algorithms.fitting import adam, check, check_life_loss, check_model, descend, finite, set_learning_rate
+from mpirl.algorithms.returns import as_learned
 from mpirl.errors import UserError
 from mpirl.models.base import Model
 from mpirl.specs import Specs
@@ -70,8 +70,7 @@ class DQN(Algorithm):
         check(shares, lambda x: 0 <= x <= 1, "must be from 0 to 1")
         if learning_starts >= buffer_size:
             raise UserError(f"algorithm.learning_starts={learning_starts} must be below algorithm.buffer_size={buffer_size}")
-        if life_loss and "lives" not in specs.extras:
-            raise UserError("algorithm.life_loss=True needs an emulator that declares the extra `lives`; set it to false")
+        check_life_loss(life_loss, specs)
         if not hasattr(model.distribution, "values"):
             raise UserError(f"DQN needs action values, which {type(model).__name__} has not: wrap it in mpirl.models.q")
         check_model(model, self)
@@ -139,12 +138,8 @@ class DQN(Algorithm):
 
     def _take(self, batch: Batch) -> None:
         """Into the buffer, as seen by the learner: rewards clipped, a lost life the end."""
-        fields = dict(batch.fields)
-        if self.reward_clip is not None:
-            fields["reward"] = fields["reward"].clamp(-self.reward_clip, self.reward_clip)
-        if self.life_loss:
-            fields["discount"] = life_loss_discount(fields["discount"], fields["lives"], fields["step_type"])
-        self.buffer.append(fields)
+        reward, discount = as_learned(batch.fields, self.reward_clip, self.life_loss)
+        self.buffer.append({**batch.fields, "reward": reward, "discount": discount})
 
     def _fit(self, batch: Batch) -> dict[str, float]:
         """Draw and descend on the minibatches that are due; the means of their statistics."""

@@ -13,6 +13,7 @@ from mpirl.algorithms.adam import Adam
 from mpirl.algorithms.base import Batch
 from mpirl.errors import UserError
 from mpirl.models.base import Model, Output
+from mpirl.specs import Specs
 
 Columns = TypeVar("Columns", bound=Mapping[str, Tensor])
 EVALUATED_AT_ONCE = 2048  # observations of a forward pass without gradient
@@ -122,6 +123,16 @@ def check_model(model: Model, algorithm: Any) -> None:
     if model.core_size:
         name = type(algorithm).__name__
         raise UserError(f"{name} trains models without recurrent state, {type(model).__name__} has one: choose another model")
+
+
+def check_life_loss(life_loss: bool, specs: Specs) -> None:
+    if life_loss and "lives" not in specs.extras:
+        raise UserError("algorithm.life_loss=True needs an emulator that declares the extra `lives`; set it to false")
+
+
+def normalized(advantage: Tensor) -> Tensor:
+    """Advantages [M] with mean 0 and deviation 1; a single one as it is."""
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8) if len(advantage) > 1 else advantage
 
 
 def adam(model: nn.Module, learning_rate: float, epsilon: float) -> torch.optim.Adam:

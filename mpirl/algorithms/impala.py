@@ -11,9 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from mpirl.algorithms.base import Algorithm, Batch
-from mpirl.algorithms.fitting import adam, check, check_model, descend, finite, forward, set_learning_rate
+from mpirl.algorithms.fitting import (
+    adam,
+    check,
+    check_life_loss,
+    check_model,
+    descend,
+    finite,
+    forward,
+    normalized,
+    set_learning_rate,
+)
 from mpirl.algorithms.returns import VTrace, as_learned, explained_variance, vtrace
-from mpirl.errors import UserError
 from mpirl.models.base import Model
 from mpirl.specs import Specs
 
@@ -71,8 +80,7 @@ class IMPALA(Algorithm):
         check(dict(gamma=gamma, vtrace_lambda=vtrace_lambda), lambda x: 0 <= x <= 1, "must be from 0 to 1")
         coefficients = dict(value_coefficient=value_coefficient, entropy_coefficient=entropy_coefficient)
         check(coefficients, lambda x: x >= 0, "must not be negative")
-        if life_loss and "lives" not in specs.extras:
-            raise UserError("algorithm.life_loss=True needs an emulator that declares the extra `lives`; set it to false")
+        check_life_loss(life_loss, specs)
         check_model(model, self)
         self.model = model
         self.learning_rate, self.anneal_learning_rate = learning_rate, anneal_learning_rate
@@ -116,9 +124,7 @@ class IMPALA(Algorithm):
         log_rho = (log_prob - behaviour).detach()
         traced = VTrace(*(part.of_steps(column) for column in self.trace(batch, part, value.detach(), log_rho)))
         value, parameters, log_rho = part.of_steps(value[:, :-1]), part.of_steps(parameters), part.of_steps(log_rho)
-        advantage = traced.advantage
-        if self.normalize_advantage and len(part.step) > 1:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = normalized(traced.advantage) if self.normalize_advantage else traced.advantage
         policy_loss = -(traced.rho * advantage * part.of_steps(log_prob)).mean()
         value_loss = nn.functional.mse_loss(value, traced.target)
         entropy_loss = -distribution.entropy(parameters).mean()
@@ -131,9 +137,10 @@ class IMPALA(Algorithm):
 
     def trace(self, batch: Batch, part: Part, value: Tensor, log_rho: Tensor) -> VTrace:
         """V-trace [n, T] of a minibatch, from its values [n, T+1] and log importances [n, T]."""
-        reward, discount = as_learned(batch.fields, self.reward_clip, self.life_loss)
-        of_lanes = (column.index_select(0, part.lane) for column in (reward, discount, batch.fields["step_type"]))
-        reward, discount, step_type = of_lanes
+        names = ("reward", "discount", "step_type", *(["lives"] if self.life_loss else []))
+        fields = {name: batch.fields[name].index_select(0, part.lane) for name in names}
+        reward, discount = as_learned(fields, self.reward_clip, self.life_loss)
+        step_type = fields["step_type"]
         clips = dict(rho_clip=self.rho_clip, c_clip=self.c_clip)
         return vtrace(log_rho, reward, discount, value, step_type, self.gamma, self.vtrace_lambda, **clips)
 

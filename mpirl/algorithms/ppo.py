@@ -10,7 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from mpirl.algorithms.base import Algorithm, Batch
-from mpirl.algorithms.fitting import adam, check, descend, evaluated, minibatches, set_learning_rate
+from mpirl.algorithms.fitting import (
+    adam,
+    check,
+    check_life_loss,
+    check_model,
+    descend,
+    evaluated,
+    forward,
+    minibatches,
+    normalized,
+    position,
+    set_learning_rate,
+    slots,
+)
 from mpirl.algorithms.returns import as_learned, explained_variance, gae, vtrace
 from mpirl.errors import UserError
 from mpirl.models.base import Model
@@ -24,7 +37,6 @@ class Steps:
     """The true steps of a batch, [M] each; `position` is lane * (T + 1) + t."""
 
     position: Tensor
-    step_type: Tensor
     action: Tensor
     log_prob: Tensor
     value: Tensor
@@ -83,10 +95,8 @@ class PPO(Algorithm):
         check(dict(entropy_coefficient=entropy_coefficient), lambda x: x >= 0, "must not be negative")
         if correction not in ("none", "vtrace"):
             raise UserError(f"algorithm.correction={correction!r}: choose none or vtrace")
-        if life_loss and "lives" not in specs.extras:
-            raise UserError("algorithm.life_loss=True needs an emulator that declares the extra `lives`; set it to false")
-        if model.core_size:
-            raise UserError(f"PPO trains models without recurrent state, {type(model).__name__} has one: choose another model")
+        check_life_loss(life_loss, specs)
+        check_model(model, self)
         self.model = model
         self.learning_rate, self.anneal_learning_rate = learning_rate, anneal_learning_rate
         self.epochs, self.minibatch_size = int(epochs), int(minibatch_size)
@@ -120,11 +130,9 @@ class PPO(Algorithm):
         """The true steps of the batch, with advantages and value targets."""
         fields = batch.fields
         value, advantage, target = self.advantages(batch)
-        step_type = fields["step_type"][:, :-1]
-        slot = batch.is_step.flatten().nonzero().squeeze(1)  # lane * T + t
-        position = slot + slot.div(batch.num_steps, rounding_mode="floor")
-        columns = (step_type, fields["action"], fields["log_prob"], value, advantage, target)
-        return Steps(position, *(column.flatten(0, 1).index_select(0, slot) for column in columns))
+        slot = slots(batch)
+        columns = (fields["action"], fields["log_prob"], value, advantage, target)
+        return Steps(position(batch, slot), *(column.flatten(0, 1).index_select(0, slot) for column in columns))
 
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Values before the update, advantages and value targets, [N, T] each."""
@@ -149,13 +157,9 @@ class PPO(Algorithm):
 
     def loss(self, batch: Batch, part: Steps, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of a minibatch, its statistics [PER_MINIBATCH], and the action parameters [B, A]."""
-        observation = batch.observe(part.position)
-        with batch.autocast():
-            output, _ = self.model(observation, part.step_type, part.value.new_zeros(len(part), 0))
+        output = forward(self.model, batch, part.position)
         distribution = self.model.distribution
-        advantage = part.advantage
-        if self.normalize_advantage and len(part) > 1:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = normalized(part.advantage) if self.normalize_advantage else part.advantage
         log_ratio = distribution.log_prob(output.parameters, part.action) - part.log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - clip_range, 1 + clip_range)

@@ -91,3 +91,8 @@ class Model(nn.Module):
         What a subclass changes must not be lost: offer it for the very class that it was written for.
         """
         return None
+
+
+def is_small(model: Model) -> bool:
+    """Whether the model's arithmetic is too little to gain from more threads, from bfloat16, or from torch when it acts."""
+    return sum(parameter.numel() for parameter in model.parameters()) < 100_000

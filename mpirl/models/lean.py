@@ -19,8 +19,6 @@ from mpirl.models.distributions import Categorical, DiagonalGaussian
 Layer = tuple[np.ndarray, np.ndarray]
 Choose = Callable[[np.ndarray, "np.ndarray | None"], "tuple[np.ndarray, np.ndarray]"]
 
-MOST_PARAMETERS = 100_000
-"""Of a model that is small enough: above, arithmetic is what takes the time, and torch may do it on several cores."""
 MOST_WORK = 1 << 18
 """Multiplications of one matrix product. Above, OpenBLAS starts threads, which take milliseconds where cores are shared."""
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mpirl.errors import UserError
-from mpirl.models.base import Distribution, Lean, Model, Output
+from mpirl.models.base import Distribution, Lean, Model, Output, is_small
 from mpirl.models.distributions import DiagonalGaussian, distribution_for
-from mpirl.models.lean import MOST_PARAMETERS, LeanMLP, chooser
+from mpirl.models.lean import LeanMLP, chooser
 from mpirl.specs import ArraySpec, Specs
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -52,9 +52,8 @@ class MLP(Model):
 
     def lean(self) -> Lean | None:
         choose = chooser(self.distribution)
-        parameters = list(self.parameters())
-        is_small = sum(parameter.numel() for parameter in parameters) < MOST_PARAMETERS
-        if type(self) is not MLP or choose is None or not is_small or any(p.device.type != "cpu" for p in parameters):
+        on_cpu = all(parameter.device.type == "cpu" for parameter in self.parameters())
+        if type(self) is not MLP or choose is None or not is_small(self) or not on_cpu:
             return None
         policy, value = self.heads.policy, self.heads.value
         mean, log_std = (policy.mean, policy.log_std) if isinstance(policy, GaussianHead) else (policy, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,3 +58,9 @@ class Observer(ABC):
 
     def close(self, outcome: Outcome) -> None:
         """See the end. Called once, also after a failure."""
+
+
+def tell(observers: Iterable[Observer], report: Report) -> None:
+    """Let all observers see an iteration, in their order."""
+    for observer in observers:
+        observer.observe(report)

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mpirl.milestones import Milestones
-
 from mpirl.errors import UserError
+from mpirl.milestones import Milestones
 from mpirl.trajectory import Field
 
 Arrays = Mapping[str, np.ndarray]
