@@ -16,6 +16,7 @@ from mpirl.errors import UserError
 from mpirl.models.base import Model, Output
 from mpirl.models.distributions import distribution_for
 from mpirl.models.mlp import MLP, Features, Heads, checked_frame_stack, linear, orthogonal
+from mpirl.models.packed import Layer, can_pack, packed_convolution, packed_linear
 from mpirl.models.sharing import in_shares
 from mpirl.specs import ArraySpec, Specs
 
@@ -50,7 +51,7 @@ class NatureCNN(Model):
         size = 64 * convolved(height) * convolved(width) + (self.features.size if others else 0)
         self.hidden = linear(size, hidden)
         self.heads = Heads(hidden, self.distribution)
-        self._ready_kernel: Tensor | None = None
+        self._ready: tuple[Layer, ...] = ()  # of an acting copy
 
     def forward(self, observation: Mapping[str, Tensor], step_type: Tensor, core: Tensor) -> tuple[Output, Tensor]:
         image = observation[self.image]
@@ -58,7 +59,7 @@ class NatureCNN(Model):
         hidden = in_shares(lambda rows: self._convolve(image[rows]), len(image), weights)
         if self.features is not None:
             hidden = torch.cat([hidden, self.features(observation).to(hidden.dtype)], -1)
-        hidden = relu(self.hidden(hidden))
+        hidden = self._ready[-1](hidden) if self._ready else relu(self.hidden(hidden))
         return self.heads(hidden, hidden), core
 
     def acting_copy(self, dtype: torch.dtype) -> NatureCNN:
@@ -71,14 +72,30 @@ class NatureCNN(Model):
         shared = {id(parameter): parameter for parameter in self.parameters()}  # what is not converted is not copied either
         converted = {id(parameter): nn.Parameter(parameter.detach().to(dtype), False) for parameter in rounded}
         acting = copy.deepcopy(self, shared | converted)
-        acting._ready_kernel = self._kernel().detach().to(dtype)
+        kernel = self._kernel().detach().to(dtype)
+        acting._ready = acting._packed(kernel) if can_pack(kernel) else acting._layers(kernel)
         return acting
 
     def _convolve(self, image: Tensor) -> Tensor:
         """The three convolutions, [B, size]."""
-        hidden = relu(self._first(self._frames(image)))
-        hidden = relu(self.conv2(hidden))
-        return relu(self.conv3(hidden)).flatten(1)
+        hidden = self._input(self._frames(image))
+        for layer in self._ready[:3] or self._layers(self._kernel())[:3]:
+            hidden = layer(hidden)
+        return hidden.flatten(1)
+
+    def _layers(self, kernel: Tensor) -> tuple[Layer, ...]:
+        """The activated layers: three convolutions, of which the first has this kernel, and the hidden layer."""
+        stride = 1 if self.folds else 4
+        return (
+            lambda frames: relu(functional.conv2d(frames, kernel, self.conv1.bias, stride=stride)),
+            *(lambda hidden, layer=layer: relu(layer(hidden)) for layer in (self.conv2, self.conv3, self.hidden)),
+        )
+
+    def _packed(self, kernel: Tensor) -> tuple[Layer, ...]:
+        """As `_layers`, for inference."""
+        first = packed_convolution(kernel, self.conv1.bias, 1 if self.folds else 4)
+        others = (packed_convolution(layer.weight.detach(), layer.bias, layer.stride[0]) for layer in (self.conv2, self.conv3))
+        return first, *others, packed_linear(self.hidden)
 
     def _frames(self, image: Tensor) -> Tensor:
         """uint8 [B, (k,) H, W, (C)] to [B, channels, H, W]."""
@@ -86,15 +103,15 @@ class NatureCNN(Model):
             image = image.unsqueeze(1)
         return image if image.ndim == 4 else image.movedim(-1, 2).flatten(1, 2)
 
-    def _first(self, frames: Tensor) -> Tensor:
-        """The first convolution of frames / 255. The division is folded into the weight: bytes are exact in bfloat16."""
+    def _input(self, frames: Tensor) -> Tensor:
+        """The first convolution's input, from 0 to 255: bytes are exact in bfloat16, and the kernel divides them."""
         device = frames.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        kernel = self._kernel() if self._ready_kernel is None else self._ready_kernel
         frames = fold(frames) if self.folds else frames.contiguous(memory_format=torch.channels_last)
-        return functional.conv2d(frames.to(dtype), kernel, self.conv1.bias, stride=1 if self.folds else 4)
+        return frames.to(dtype)
 
     def _kernel(self) -> Tensor:
+        """The first convolution's weight for `_input`."""
         weight = self.conv1.weight / 255
         return functional.pixel_unshuffle(weight, 4) if self.folds else weight
 

@@ -130,3 +130,18 @@ def test_model_is_chosen_by_the_observation():
 def test_unknown_settings_of_the_chosen_model_are_named():
     with pytest.raises(UserError, match="model.activation; NatureCNN, chosen for this emulator, takes: frame_stack, hidden"):
         model_for(specs(84, 84), activation="relu")
+
+
+def test_acting_copy_is_packed_where_this_machine_can_and_takes_any_number_of_rows():
+    model = NatureCNN(specs(84, 84), hidden=64)
+    acting = model.acting_copy(torch.bfloat16)
+    assert bool(acting._ready)
+    for rows in (3, 1, 8):  # the first fixes the layout
+        image = frames(rows, 4, 84, 84)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(outputs(acting, image).value, outputs(model, image).value)
+
+
+def test_acting_copy_without_packed_layers_is_autocast_too(monkeypatch):
+    monkeypatch.setattr("mpirl.models.conv.can_pack", lambda weight: False)
+    test_acting_copy_is_autocast_bit_for_bit((84, 84))
