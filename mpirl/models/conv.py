@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,27 +28,30 @@ class NatureCNN(Model):
     """Three convolutions and a hidden layer, shared by policy and value.
 
     The image is the one uint8 field [H, W] or [H, W, C] with H and W of at least 36. Other fields join before the
-    hidden layer. hidden: width of that layer.
+    hidden layer. channels: of the three convolutions. hidden: width of that layer.
 
     Where H and W are multiples of 4, the first layer (8x8, stride 4) is computed as a 2x2 convolution over 4x4 pixels
-    folded into channels: the same function of the same weight [32, channels, 8, 8], and quicker.
+    folded into channels: the same function of the same weight [channels[0], C, 8, 8], and quicker.
     """
 
-    def __init__(self, specs: Specs, frame_stack: int = 4, hidden: int = 512):
+    def __init__(self, specs: Specs, frame_stack: int = 4, hidden: int = 512, channels: Sequence[int] = (32, 64, 64)):
         super().__init__()
-        if hidden < 1:
+        if not isinstance(hidden, int) or hidden < 1:
             raise UserError(f"model.hidden={hidden}: NatureCNN takes one width, at least 1")
+        if len(channels) != 3 or min(channels) < 1:
+            raise UserError(f"model.channels={list(channels)}: NatureCNN takes three numbers of channels, each at least 1")
         self.frame_stack = checked_frame_stack(frame_stack)
         self.distribution = distribution_for(specs.action)
         self.image = image_field(specs)
-        height, width, *channels = specs.observation[self.image].shape
+        height, width, *depth = specs.observation[self.image].shape
         self.folds = height % 4 == 0 and width % 4 == 0
-        self.conv1 = orthogonal(nn.Conv2d(frame_stack * (channels[0] if channels else 1), 32, 8, stride=4))
-        self.conv2 = orthogonal(nn.Conv2d(32, 64, 4, stride=2))
-        self.conv3 = orthogonal(nn.Conv2d(64, 64, 3))
+        first, second, third = channels
+        self.conv1 = orthogonal(nn.Conv2d(frame_stack * (depth[0] if depth else 1), first, 8, stride=4))
+        self.conv2 = orthogonal(nn.Conv2d(first, second, 4, stride=2))
+        self.conv3 = orthogonal(nn.Conv2d(second, third, 3))
         others = {name: spec for name, spec in specs.observation.items() if name != self.image}
         self.features = Features(others, frame_stack) if others else None
-        size = 64 * convolved(height) * convolved(width) + (self.features.size if others else 0)
+        size = third * convolved(height) * convolved(width) + (self.features.size if others else 0)
         self.hidden = linear(size, hidden)
         self.heads = Heads(hidden, self.distribution)
         self._ready: tuple[Layer, ...] = ()  # of an acting copy

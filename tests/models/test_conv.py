@@ -145,3 +145,17 @@ def test_acting_copy_is_packed_where_this_machine_can_and_takes_any_number_of_ro
 def test_acting_copy_without_packed_layers_is_autocast_too(monkeypatch):
     monkeypatch.setattr("mpirl.models.conv.can_pack", lambda weight: False)
     test_acting_copy_is_autocast_bit_for_bit((84, 84))
+
+
+def test_channels_set_the_width_of_each_convolution():
+    model = NatureCNN(specs(84, 84), hidden=16, channels=[4, 8, 12])
+    assert [layer.out_channels for layer in (model.conv1, model.conv2, model.conv3)] == [4, 8, 12]
+    assert model.hidden.in_features == 12 * 7 * 7
+    images = frames(2, 4, 84, 84)
+    torch.testing.assert_close(outputs(model, images), slow_reference(model, images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"channels": [4, 8]}, {"channels": [4, 8, 0]}, {"hidden": 0}, {"hidden": [64]}])
+def test_sizes_that_cannot_be_are_refused(settings):
+    with pytest.raises(UserError, match=f"model.{next(iter(settings))}="):
+        NatureCNN(specs(84, 84), **settings)
