@@ -36,13 +36,14 @@ STILL = ["algorithm.learning_rate=1e-12", "algorithm.anneal_learning_rate=false"
 @dataclass(frozen=True)
 class Task:
     """emulator: its settings. records: of each run that makes an archive. offline: of the offline runs. sampled: steps played
-    with sampled actions to judge a result."""
+    with sampled actions to judge a result. played: more settings of the emulator where a result plays greedily."""
 
     emulator: list[str]
     records: dict[str, list[str]]
     offline: list[str]
     sampled: int
     threshold: float | None = None
+    played: tuple[str, ...] = ()
 
 
 TASKS = {
@@ -64,6 +65,7 @@ TASKS = {
         {"random": [*STILL, "total_steps=50000"], "learning": ["total_steps=400000", "algorithm.anneal_learning_rate=false"]},
         ["offline.epochs=3", "offline.evaluate_every=8"],
         sampled=50000,
+        played=("emulator.max_episode_frames=12000",),  # one that never asks for the next ball plays on for 27,000 steps else
     ),
 }
 
@@ -111,9 +113,9 @@ def learn(run: Runner, task: Task, archives: list[Path], folder: Path, algorithm
     """One offline run, and how well its result plays."""
     run_dir, sampled = folder / f"{algorithm}-{seed}", folder / f"{algorithm}-{seed}-sampled"
     places = ",".join(map(str, archives))
-    settings = [f"archive=[{places}]", f"algorithm={algorithm}", *task.offline, *task.emulator, f"seed={seed}"]
+    settings = [f"archive=[{places}]", f"algorithm={algorithm}", *task.offline, *task.emulator, *task.played, f"seed={seed}"]
     run(run_dir, "program=offline", *settings)
-    run(run_dir, "program=evaluate", "evaluation.episodes=100")
+    run(run_dir, "program=evaluate", "evaluation.episodes=100", *task.played)
     settings = [*STILL, f"total_steps={task.sampled}", "archive.enabled=false", f"init_from={run_dir}", f"seed={1000 + seed}"]
     run(sampled, *task.emulator, *settings)
     status = json.loads((run_dir / "status.json").read_text())
