@@ -59,10 +59,11 @@ class NatureCNN(Model):
     def forward(self, observation: Mapping[str, Tensor], step_type: Tensor, core: Tensor) -> tuple[Output, Tensor]:
         image = observation[self.image]
         weights = [parameter for layer in (self.conv1, self.conv2, self.conv3) for parameter in layer.parameters()]
-        hidden = in_shares(lambda rows: self._convolve(image[rows]), len(image), weights)
+        *convolutions, last = self._ready or self._layers()
+        hidden = in_shares(lambda rows: self._convolve(image[rows], convolutions), len(image), weights)
         if self.features is not None:
             hidden = torch.cat([hidden, self.features(observation).to(hidden.dtype)], -1)
-        hidden = self._ready[-1](hidden) if self._ready else relu(self.hidden(hidden))
+        hidden = last(hidden)
         return self.heads(hidden, hidden), core
 
     def acting_copy(self, dtype: torch.dtype) -> NatureCNN:
@@ -79,20 +80,21 @@ class NatureCNN(Model):
         acting._ready = acting._packed(kernel) if can_pack(kernel) else acting._layers(kernel)
         return acting
 
-    def _convolve(self, image: Tensor) -> Tensor:
+    def _convolve(self, image: Tensor, convolutions: Sequence[Layer]) -> Tensor:
         """The three convolutions, [B, size]."""
         hidden = self._input(self._frames(image))
-        for layer in self._ready[:3] or self._layers(self._kernel())[:3]:
+        for layer in convolutions:
             hidden = layer(hidden)
         return hidden.flatten(1)
 
-    def _layers(self, kernel: Tensor) -> tuple[Layer, ...]:
-        """The activated layers: three convolutions, of which the first has this kernel, and the hidden layer."""
+    def _layers(self, kernel: Tensor | None = None) -> tuple[Layer, ...]:
+        """The activated layers: three convolutions and the hidden layer. kernel: what `_kernel` gives; None: anew in each call."""
         stride = 1 if self.folds else 4
-        return (
-            lambda frames: relu(functional.conv2d(frames, kernel, self.conv1.bias, stride=stride)),
-            *(lambda hidden, layer=layer: relu(layer(hidden)) for layer in (self.conv2, self.conv3, self.hidden)),
-        )
+
+        def first(frames: Tensor) -> Tensor:
+            return relu(functional.conv2d(frames, self._kernel() if kernel is None else kernel, self.conv1.bias, stride=stride))
+
+        return first, *(lambda hidden, layer=layer: relu(layer(hidden)) for layer in (self.conv2, self.conv3, self.hidden))
 
     def _packed(self, kernel: Tensor) -> tuple[Layer, ...]:
         """As `_layers`, for inference."""

@@ -75,7 +75,7 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
 
 @lru_cache(maxsize=1)
 def helpers(count: int, process: int) -> ThreadPoolExecutor:
-    """Threads that stay: new ones for each minibatch cost 5 to 10 % of an update. A forked process has its own."""
+    """Threads that stay: new ones for each minibatch cost 5 % of an update. A forked process has its own."""
     return ThreadPoolExecutor(count, "shares")
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from mpirl.transport.base import Group
 
 SHORTEST = 20e-6  # seconds of a patient rank's sleep
-LONGEST = 5e-3
-SHARE = 0.03  # of the time waited so far, slept at once: a wait is at most 3 % longer than needed, and looks are few (each takes 40 us of a core)
+LONGEST = 5e-3  # a look takes 40 us of a core
+SHARE = 0.03  # of the time waited so far, slept at once: a wait is at most 3 % longer than needed, and looks are few
 EAGER_SLEEP = 50e-6  # seconds an eager rank sleeps once it has spun
 EAGER_SPINS = 200
 
