@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from machine import describe_machine
-from program import mpirun
+from program import finished_run
 
 HERE = Path(__file__).resolve().parent
 ALGORITHMS, PRECISIONS = ("ppo", "impala"), ("fp32", "auto")
@@ -59,12 +57,8 @@ def main() -> None:
 
 def run(ranks: int, *settings: str) -> dict:
     """The status of a run of Pong."""
-    folder = Path(tempfile.mkdtemp(prefix="mpirl-impala-"))
-    try:
-        mpirun(ranks, "emulator=atari_dqn", "placement.lanes_total=8", *settings, f"run_dir={folder}/run")
-        return json.loads((folder / "run/status.json").read_text())
-    finally:
-        shutil.rmtree(folder)
+    with finished_run(ranks, "emulator=atari_dqn", "placement.lanes_total=8", *settings) as run_dir:
+        return json.loads((run_dir / "status.json").read_text())
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from machine import describe_machine
-from program import mpirun
+from program import finished_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HERE = Path(__file__).resolve().parent
@@ -121,15 +119,11 @@ def measure_scores(arguments: argparse.Namespace) -> dict[str, dict[str, object]
 
 def run(ranks: int, *settings: str) -> tuple[dict, list[float]]:
     """A run's status, and its mean returns at every iteration."""
-    folder = Path(tempfile.mkdtemp(prefix="mpirl-overlap-"))
-    try:
-        mpirun(ranks, *settings, f"run_dir={folder}/run")
-        events = EventAccumulator(str(folder / "run"), size_guidance={"scalars": 0}).Reload()
+    with finished_run(ranks, *settings) as run_dir:
+        events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
         has_returns = "rollout/ep_rew_mean" in events.Tags()["scalars"]
         curve = [event.value for event in events.Scalars("rollout/ep_rew_mean")] if has_returns else []
-        return json.loads((folder / "run/status.json").read_text()), curve
-    finally:
-        shutil.rmtree(folder)
+        return json.loads((run_dir / "status.json").read_text()), curve
 
 
 def summary(values: list[float]) -> dict[str, object]:

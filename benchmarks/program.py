@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,3 +33,12 @@ def mpirun(ranks: int, *arguments: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     return done.stdout
+
+
+@contextmanager
+def finished_run(ranks: int, *arguments: str) -> Iterator[Path]:
+    """The folder of a run that `mpirun` has done; deleted in the end."""
+    with tempfile.TemporaryDirectory(prefix="mpirl-benchmark-") as folder:
+        run_dir = Path(folder) / "run"
+        mpirun(ranks, *arguments, f"run_dir={run_dir}")
+        yield run_dir

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe_machine
-from program import environment, launcher, mpirun
+from program import environment, finished_run, launcher
 
 from mpirl.archive.writer import SegmentWriter
 from mpirl.assembly import draw_noise, make_model
@@ -271,13 +271,9 @@ def measure_messages(config: dict[str, Any]) -> None:
 
 def real_run(arguments: argparse.Namespace, settings: list[str], lag: int, steps: int) -> dict[str, Any]:
     """The real program, with archive and logs; the medians of its phases."""
-    folder = Path(tempfile.mkdtemp(prefix="mpirl-roofline-"))
     own = ["placement.lanes_total=8", *settings, f"total_steps={arguments.iterations * steps}", f"schedule.lag={lag}"]
-    try:
-        mpirun(arguments.ranks, *own, f"run_dir={folder}/run")
-        return json.loads((folder / "run/status.json").read_text())
-    finally:
-        shutil.rmtree(folder)
+    with finished_run(arguments.ranks, *own) as run_dir:
+        return json.loads((run_dir / "status.json").read_text())
 
 
 def report(world: World, parts: Parts, runs: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -30,11 +30,9 @@ import json
 import math
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ from typing import Any
 import numpy as np
 from machine import describe_machine
 from network import predict
-from program import environment, launcher, mpirun
+from program import environment, finished_run, launcher
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = 1_690_000
@@ -123,17 +121,13 @@ def fit(name: str, measured: list[tuple[int, int, float]]) -> dict[str, Any]:
 
 def run(ranks: int, iterations: int, settings: list[str]) -> dict[str, float]:
     """Medians of a run of the real program, and what its processes took of the cores."""
-    folder = Path(tempfile.mkdtemp(prefix="mpirl-scaling-"))
     node = ["emulator=set_latency", f"emulator.latency={LATENCY}", "model=set_size", f"model.size={WEIGHTS}"]
     node += ["algorithm=set_cost", "algorithm.seconds=0", "precision=fp32", "placement.worker_threads=1"]
     node += [f"placement.lanes_per_worker={LANES}", f"steps={STEPS}", "archive.enabled=false", "checkpoint.every=0"]
     node += [f"total_steps={(iterations + 2) * (ranks - 1) * LANES * STEPS}", "startup_deadline=1200", "deadline=600"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    try:
-        mpirun(ranks, "--config-dir", str(HERE / "configs"), *node, *settings, f"run_dir={folder}/run")
-        status = json.loads((folder / "run/status.json").read_text())
-    finally:
-        shutil.rmtree(folder)
+    with finished_run(ranks, "--config-dir", str(HERE / "configs"), *node, *settings) as run_dir:
+        status = json.loads((run_dir / "status.json").read_text())
     after, whole = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     medians = status["medians"]

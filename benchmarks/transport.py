@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from machine import describe_machine
-from program import environment, launcher, mpirun
+from program import environment, finished_run, launcher
 
 from mpirl.trajectory import Layout
 
@@ -78,13 +76,9 @@ def messages(ranks: int, turns: int) -> dict[str, list[float]]:
 
 def pong(arguments: argparse.Namespace, gather: str, weights: str) -> dict:
     """The status of a run of PPO on Pong with its defaults."""
-    folder = Path(tempfile.mkdtemp(prefix="mpirl-transport-"))
     settings = [f"steps={STEPS}", f"placement.lanes_total={LANES}", f"total_steps={arguments.iterations * STEPS * LANES}"]
-    try:
-        mpirun(arguments.ranks, *settings, f"wire.gather={gather}", f"wire.weights={weights}", f"run_dir={folder}/run")
-        return json.loads((folder / "run/status.json").read_text())
-    finally:
-        shutil.rmtree(folder)
+    with finished_run(arguments.ranks, *settings, f"wire.gather={gather}", f"wire.weights={weights}") as run_dir:
+        return json.loads((run_dir / "status.json").read_text())
 
 
 def report_alone(alone: dict[str, list[float]]) -> dict[str, dict]:
