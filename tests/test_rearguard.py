@@ -219,6 +219,7 @@ def test_copies_take_a_hundredth_of_the_time_at_most(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "SHARE", 0.01)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "thread_time", lambda: now[0])
     monkeypatch.setattr(module, "copied", slow_copy)
     guard = module.Rearguard(make_learner(), Checkpoints(tmp_path), RunDirectory(tmp_path))
     for _ in range(1000):

@@ -61,7 +61,7 @@ def check_saved(directory: Path) -> int:
     assert (status["state"], status["reason"]) == ("stopped", "signal SIGTERM")
     state = load(directory / "checkpoints")[1]
     shown = max(map(int, re.findall(r"^iteration (\d+) ", (directory / "stdout").read_text(), re.MULTILINE)))
-    assert shown - 3 <= state["iteration"] == status["iteration"] >= 2  # the copy is taken as often as 1 % of the time allows
+    assert shown - 10 <= state["iteration"] == status["iteration"] >= 1  # a copy of 15 ms is taken every 1.5 s: 5 iterations here
     archived = read_archive(directory / "archive")
     num_steps = {iteration: int(is_step(batch["step_type"]).sum()) for iteration, _, batch in archived}
     assert list(num_steps) == list(range(1, len(num_steps) + 1))
