@@ -97,13 +97,13 @@ class DeviceBatch:
         """Another batch of the same specs, for the same model."""
         return DeviceBatch(other, *self._parts)
 
-    def load(self, progress: float, random: np.random.Generator) -> Batch:
+    def load(self, progress: float, random: np.random.Generator, lag: int = 0) -> Batch:
         """The batch as it is now, on the device."""
         if not self._on_host:
             for name, tensor in self._fields.items():
                 tensor.copy_(self._host[name], non_blocking=True)
         observe = observer(self._observations, self._fields["step_type"], self._frame_stack)
-        return Batch(self._fields, progress, random, observe, self._autocast)
+        return Batch(self._fields, progress, random, observe, self._autocast, lag=lag)
 
 
 def autocast_for(device: torch.device, precision: str) -> Autocast:

@@ -99,6 +99,7 @@ class Learner:
         batch = self._batches[0].load(
             progress=min(1.0, self.accounts.learned / self.total_steps),
             random=seeds.generator(self.run_seed, seeds.LEARNING, self._taken.iteration),
+            lag=self.version - self._taken.version,
         )
         self._stats = dict(self.algorithm.learn(batch))
         learned = int(self._stats.pop("learned"))

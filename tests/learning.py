@@ -24,11 +24,12 @@ class Fake(Algorithm):
     """Adds 1 to every weight and leaves `unused` steps of a batch."""
 
     def __init__(self, model, unused=0):
-        self.model, self.unused, self.updates, self.batches = model, unused, 0, []
+        self.model, self.unused, self.updates, self.batches, self.lags = model, unused, 0, [], []
 
     def learn(self, batch):
         self.updates += 1
         self.batches.append((batch.progress, batch.random.random()))
+        self.lags.append(batch.lag)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(1.0)

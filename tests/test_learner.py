@@ -100,6 +100,15 @@ def test_randomness_of_learning_depends_on_seed_and_iteration_alone():
     assert numbers[1] == numbers[0][2:] != numbers[2]
 
 
+def test_a_batch_says_how_many_updates_older_its_weights_are():
+    learner = make_learner()
+    for iteration, version in ((1, 0), (2, 0), (3, 1)):
+        fill(learner, iteration)
+        learner.take(Command(iteration, version))
+        learner.learn()
+    assert learner.algorithm.lags == [0, 1, 1]
+
+
 def test_a_report_says_what_happened_in_the_iteration():
     reports = train(make_learner(), 3)
     last = reports[-1]

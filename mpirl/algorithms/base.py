@@ -21,7 +21,8 @@ class Batch:
     `random` is a numpy generator that depends on (run seed, iteration) alone.
     `observe(index)` gives model inputs {field: [B, (k,) ...]} for flat positions index = lane * (T + 1) + t, int64 [B]
     (t in 0 .. T), stacking frames where the model wants them. `autocast()` is the precision context for forward passes.
-    `chosen`, bool [N, T], are the steps to learn from; None: all.
+    `chosen`, bool [N, T], are the steps to learn from; None: all. `lag` is how many updates the present weights are ahead of
+    those that collected it.
     """
 
     fields: Mapping[str, Tensor]
@@ -30,6 +31,7 @@ class Batch:
     observe: Callable[[Tensor], dict[str, Tensor]]
     autocast: Callable[[], Any]
     chosen: Tensor | None = None
+    lag: int = 0
 
     @property
     def is_step(self) -> Tensor:

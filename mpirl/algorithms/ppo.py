@@ -57,9 +57,9 @@ class PPO(Algorithm):
     reward_clip: learn from rewards clipped to [-reward_clip, reward_clip]. life_loss: losing a life counts as
     termination for learning; the emulator must declare the extra `lives`.
 
-    correction: "none" takes advantages and targets from the recorded values. "vtrace", for batches that an older version
-    collected, takes V-trace's with gae_lambda, from the present policy by one more forward pass. The ratio stays to the
-    policy that acted, and weighs the action already, so V-trace's weight of the advantage is left out.
+    correction: "none" takes advantages and targets from the recorded values. "vtrace" takes V-trace's with gae_lambda, from the
+    present policy by one more forward pass. The ratio stays to the policy that acted, and weighs the action already, so
+    V-trace's weight of the advantage is left out. "auto" is "vtrace" for batches that older weights collected, else "none".
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PPO(Algorithm):
         reward_clip: float | None = None,
         life_loss: bool = False,
         adam_epsilon: float = 1e-5,
-        correction: str = "none",
+        correction: str = "auto",
     ):
         positive = dict(learning_rate=learning_rate, epochs=epochs, clip_range=clip_range, max_grad_norm=max_grad_norm)
         positive |= dict(clip_value=clip_value, target_kl=target_kl, reward_clip=reward_clip, adam_epsilon=adam_epsilon)
@@ -93,8 +93,8 @@ class PPO(Algorithm):
         check(dict(gamma=gamma, gae_lambda=gae_lambda), lambda x: 0 <= x <= 1, "must be from 0 to 1")
         check(dict(value_coefficient=value_coefficient), lambda x: x >= 0, "must not be negative")
         check(dict(entropy_coefficient=entropy_coefficient), lambda x: x >= 0, "must not be negative")
-        if correction not in ("none", "vtrace"):
-            raise UserError(f"algorithm.correction={correction!r}: choose none or vtrace")
+        if correction not in ("auto", "none", "vtrace"):
+            raise UserError(f"algorithm.correction={correction!r}: choose auto, none or vtrace")
         check_life_loss(life_loss, specs)
         check_model(model, self)
         self.model = model
@@ -138,7 +138,7 @@ class PPO(Algorithm):
         """Values before the update, advantages and value targets, [N, T] each."""
         reward, discount = as_learned(batch.fields, self.reward_clip, self.life_loss)
         value, step_type = batch.fields["value"], batch.fields["step_type"]
-        if self.correction == "none":
+        if self.correction == "none" or (self.correction == "auto" and not batch.lag):
             advantage = gae(reward, discount, value, step_type, self.gamma, self.gae_lambda)
             return value[:, :-1], advantage, advantage + value[:, :-1]
         value, log_prob = self.present(batch)

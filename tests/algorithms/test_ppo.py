@@ -1,6 +1,7 @@
 """PPO: its update is the paper's, it learns, it resumes bit for bit, and it refuses what cannot be right."""
 
 import contextlib
+import dataclasses
 import io
 
 import numpy as np
@@ -168,6 +169,14 @@ def test_corrected_advantages_and_targets_are_the_present_policys_and_the_ratio_
     assert not torch.allclose(steps.target, PPO(model, DISCRETE).prepare(batch).target, atol=1e-2)
 
 
+@pytest.mark.parametrize(("lag", "as_with"), [(0, "none"), (1, "vtrace")])
+def test_by_default_batches_of_older_weights_are_corrected(lag, as_with):
+    model, other = network(), network(seed=1)
+    batch = dataclasses.replace(acted_in_by(model, other), lag=lag)
+    steps, expected = PPO(model, DISCRETE).prepare(batch), PPO(model, DISCRETE, correction=as_with).prepare(batch)
+    assert torch.equal(steps.target, expected.target) and torch.equal(steps.advantage, expected.advantage)
+
+
 def test_minibatches_cover_every_step_once_and_none_is_single():
     for count in (1, 2, 9, 10, 11, 12, 20, 21, 25):
         parts = list(minibatches(np.random.default_rng(0), count, 10))
@@ -284,7 +293,7 @@ def test_wrong_settings_are_named_with_their_value(settings):
 
 
 def test_unknown_correction_is_named_with_the_choices():
-    with pytest.raises(UserError, match="algorithm.correction='gae': choose none or vtrace"):
+    with pytest.raises(UserError, match="algorithm.correction='gae': choose auto, none or vtrace"):
         PPO(network(), DISCRETE, correction="gae")
 
 
