@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,19 +29,33 @@ class NatureCNN(Model):
     """Three convolutions and a hidden layer, shared by policy and value.
 
     The image is the one uint8 field [H, W] or [H, W, C] with H and W of at least 36. Other fields join before the
-    hidden layer. channels: of the three convolutions. hidden: width of that layer.
+    hidden layer. channels: of the three convolutions. hidden: width of that layer. The network sees
+    (pixel - pixel_mean) / pixel_std, with pixels from 0 to 255; where most pixels have one colour, take that as the mean.
 
     Where H and W are multiples of 4, the first layer (8x8, stride 4) is computed as a 2x2 convolution over 4x4 pixels
     folded into channels: the same function of the same weight [channels[0], C, 8, 8], and quicker.
     """
 
-    def __init__(self, specs: Specs, frame_stack: int = 4, hidden: int = 512, channels: Sequence[int] = (32, 64, 64)):
+    def __init__(
+        self,
+        specs: Specs,
+        frame_stack: int = 4,
+        hidden: int = 512,
+        channels: Sequence[int] = (32, 64, 64),
+        pixel_mean: float = 0,
+        pixel_std: float = 255,
+    ):
         super().__init__()
         if not isinstance(hidden, int) or hidden < 1:
             raise UserError(f"model.hidden={hidden}: NatureCNN takes one width, at least 1")
         if len(channels) != 3 or min(channels) < 1:
             raise UserError(f"model.channels={list(channels)}: NatureCNN takes three numbers of channels, each at least 1")
+        if not 0 <= pixel_mean <= 255:
+            raise UserError(f"model.pixel_mean={pixel_mean}: pixels are from 0 to 255")
+        if not 0 < pixel_std < math.inf:
+            raise UserError(f"model.pixel_std={pixel_std}: must be more than 0; 255 leaves pixels from 0 to 1")
         self.frame_stack = checked_frame_stack(frame_stack)
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.distribution = distribution_for(specs.action)
         self.image = image_field(specs)
         height, width, *depth = specs.observation[self.image].shape
@@ -109,15 +124,16 @@ class NatureCNN(Model):
         return image if image.ndim == 4 else image.movedim(-1, 2).flatten(1, 2)
 
     def _input(self, frames: Tensor) -> Tensor:
-        """The first convolution's input, from 0 to 255: bytes are exact in bfloat16, and the kernel divides them."""
+        """The first convolution's input, pixels less their mean: exact in bfloat16 for a whole mean, and the kernel divides."""
         device = frames.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         frames = fold(frames) if self.folds else frames.contiguous(memory_format=torch.channels_last)
-        return frames.to(dtype)
+        frames = frames.to(dtype)
+        return frames.sub_(self.pixel_mean) if self.pixel_mean else frames
 
     def _kernel(self) -> Tensor:
         """The first convolution's weight for `_input`."""
-        weight = self.conv1.weight / 255
+        weight = self.conv1.weight / self.pixel_std
         return functional.pixel_unshuffle(weight, 4) if self.folds else weight
 
 

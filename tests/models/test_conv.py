@@ -29,16 +29,18 @@ def outputs(model, image, **others):
 
 def slow_reference(model, images):
     """The network as the paper draws it, on [B, channels, H, W] bytes."""
-    hidden = functional.relu(functional.conv2d(images.float() / 255, model.conv1.weight, model.conv1.bias, stride=4))
+    images = (images.float() - model.pixel_mean) / model.pixel_std
+    hidden = functional.relu(functional.conv2d(images, model.conv1.weight, model.conv1.bias, stride=4))
     hidden = functional.relu(model.conv3(functional.relu(model.conv2(hidden))))
     hidden = functional.relu(model.hidden(hidden.flatten(1)))
     return model.heads(hidden, hidden)
 
 
 @pytest.mark.parametrize("size", [(84, 84), (36, 40), (37, 45)])
-def test_network_is_the_plain_one_in_values_and_gradients(size):
+@pytest.mark.parametrize("pixels", [{}, {"pixel_mean": 87, "pixel_std": 40}], ids=["plain", "centred"])
+def test_network_is_the_plain_one_in_values_and_gradients(size, pixels):
     torch.manual_seed(0)
-    model = NatureCNN(specs(*size), hidden=32)
+    model = NatureCNN(specs(*size), hidden=32, **pixels)
     images = frames(5, 4, *size)
     gradients = []
     for output in (outputs(model, images), slow_reference(model, images)):
@@ -99,9 +101,10 @@ def test_other_fields_reach_the_output():
 
 
 @pytest.mark.parametrize("size", [(84, 84), (37, 45)])
-def test_acting_copy_is_autocast_bit_for_bit(size):
+@pytest.mark.parametrize("mean", [0, 87])
+def test_acting_copy_is_autocast_bit_for_bit(size, mean):
     torch.manual_seed(0)
-    model = NatureCNN(specs(*size, speed=ArraySpec((), "float32")), hidden=32)
+    model = NatureCNN(specs(*size, speed=ArraySpec((), "float32")), hidden=32, pixel_mean=mean)
     image, speed = frames(3, 4, *size), torch.randn(3, 4)
     acting = model.acting_copy(torch.bfloat16)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +147,7 @@ def test_acting_copy_is_packed_where_this_machine_can_and_takes_any_number_of_ro
 
 def test_acting_copy_without_packed_layers_is_autocast_too(monkeypatch):
     monkeypatch.setattr("mpirl.models.conv.can_pack", lambda weight: False)
-    test_acting_copy_is_autocast_bit_for_bit((84, 84))
+    test_acting_copy_is_autocast_bit_for_bit((84, 84), 87)
 
 
 def test_channels_set_the_width_of_each_convolution():
@@ -155,7 +158,10 @@ def test_channels_set_the_width_of_each_convolution():
     torch.testing.assert_close(outputs(model, images), slow_reference(model, images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"channels": [4, 8]}, {"channels": [4, 8, 0]}, {"hidden": 0}, {"hidden": [64]}])
-def test_sizes_that_cannot_be_are_refused(settings):
+REFUSED = [{"channels": [4, 8]}, {"channels": [4, 8, 0]}, {"hidden": 0}, {"hidden": [64]}, {"pixel_mean": 256}, {"pixel_std": 0}]
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(UserError, match=f"model.{next(iter(settings))}="):
         NatureCNN(specs(84, 84), **settings)
