@@ -139,8 +139,8 @@ def make_job(composed: DictConfig) -> Job:
 
 
 def job_of(config: dict[str, Any]) -> Job:
-    """The job of a resolved config."""
-    return Job(config, OmegaConf.to_yaml(OmegaConf.create(config)))
+    """The job of a resolved config. Its text is the run's; how it was started this time is not in it."""
+    return Job(config, OmegaConf.to_yaml(OmegaConf.create({**config, "resume": False, "overwrite": False})))
 
 
 def tidy_name(composed: DictConfig) -> None:

@@ -43,7 +43,7 @@ class RunDirectory:
             self._put_aside()
             self._is_new = True
             self._make(self.archive, self.checkpoints, self.logs)
-            (self.path / CONFIG).write_text(config_text)
+            self._write_config(config_text)
         except BaseException:
             self.discard()
             self.release()
@@ -60,8 +60,9 @@ class RunDirectory:
             self.release()
             raise
 
-    def keep(self) -> None:
-        """The run has begun: it stays, and a run that it replaces goes."""
+    def keep(self, config_text: str) -> None:
+        """The run has begun, with this config, which a resume may have changed: it stays, and a run that it replaces goes."""
+        self._write_config(config_text)
         self._is_new = False
         (self.path / COMPLETED).unlink(missing_ok=True)
         if self._replaced:
@@ -175,6 +176,12 @@ class RunDirectory:
         if self._lock:
             self._lock.close()
             self._lock = None
+
+    def _write_config(self, text: str) -> None:
+        try:
+            write_atomically(self.path / CONFIG, text.encode())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path / CONFIG}: {error.strerror}; free space, or mend run_dir") from error
 
     def _make(self, *folders: Path) -> None:
         for folder in folders:

@@ -62,7 +62,7 @@ def run_training(
         role = take(config, group, plan, state, archive, log.info)
         schedule = (schedule_of or make_schedule)(config, role)
         if role.learner:
-            directory.keep()
+            directory.keep(text)
             observers = make_observers(directory, config, role, identity, log, group.milestones)
             introduce(config, role, state)
             if state and role.learner.algorithm.replay_size:

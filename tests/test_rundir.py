@@ -3,7 +3,6 @@
 import logging
 import os
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +21,7 @@ def make_run(path, text="name: old\n"):
     directory = RunDirectory(path)
     directory.create(text, overwrite=False)
     (directory.checkpoints / "00000001.pt").write_text("weights")
-    directory.keep()
+    directory.keep(text)
     directory.complete("iteration 1")
     directory.release()
 
@@ -52,7 +51,7 @@ def test_overwrite_replaces_a_run_once_the_new_one_has_begun(path):
     directory = RunDirectory(path)
     directory.create("name: new\n", overwrite=True)
     assert not (directory.checkpoints / "00000001.pt").exists()
-    directory.keep()
+    directory.keep("name: new\n")
     assert [entry.name for entry in path.parent.iterdir()] == ["1"]
     directory.discard()
     assert (path / CONFIG).read_text() == "name: new\n"
@@ -82,12 +81,12 @@ def test_the_old_run_comes_back_when_the_new_one_never_began(path):
 def test_the_old_run_comes_back_when_the_new_one_cannot_be_made(path, monkeypatch):
     make_run(path)
 
-    def full(self, text):
+    def full(path, content):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
-        with pytest.raises(OSError):
+        patch.setattr("mpirl.rundir.write_atomically", full)
+        with pytest.raises(UserError, match="cannot write .*config.yaml: No space left on device; free space"):
             RunDirectory(path).create("name: new\n", overwrite=True)
     assert (path / CONFIG).read_text() == "name: old\n" and (path / COMPLETED).exists()
 
@@ -157,8 +156,9 @@ def test_a_run_that_goes_on_is_not_completed_until_it_ends_again(path):
     directory = RunDirectory(path)
     directory.resume()
     assert (path / COMPLETED).exists(), "it may still turn out that it cannot go on"
-    directory.keep()
+    directory.keep("name: old\ntotal_steps: 20\n")
     assert not (path / COMPLETED).exists()
+    assert (path / CONFIG).read_text() == "name: old\ntotal_steps: 20\n", "the next resume knows of it"
     directory.complete("iteration 2, 20 steps")
     assert (path / COMPLETED).read_text() == "iteration 2, 20 steps\n"
     assert not list(path.glob("*.tmp"))

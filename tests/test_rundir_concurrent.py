@@ -22,7 +22,7 @@ def make_run(path, text):
     """A run that began and ended."""
     directory = RunDirectory(path)
     directory.create(text, overwrite=False)
-    directory.keep()
+    directory.keep(text)
     directory.release()
 
 
@@ -40,7 +40,7 @@ def contend(name, folder, overwrite, begins, barrier, results):
         barrier.wait(30)
         if result == "won":
             assert (path / CONFIG).read_text() == name and directory.logs.is_dir()
-            directory.keep() if begins else directory.discard()
+            directory.keep(name) if begins else directory.discard()
             directory.release()
         results.put((number, name, result))
 
@@ -103,7 +103,7 @@ def test_a_run_that_began_meanwhile_is_not_overwritten(path, monkeypatch):
     meanwhile(monkeypatch, lambda: other.create("other", overwrite=True))
     with pytest.raises(UserError, match="in use by a run that is still going"):
         RunDirectory(path).create("mine", overwrite=True)
-    other.keep()
+    other.keep("other")
     assert (path / CONFIG).read_text() == "other"
 
 

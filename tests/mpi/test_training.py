@@ -93,6 +93,8 @@ def test_a_run_directory_is_refused_resumed_or_replaced(tmp_path):
     second = last_checkpoint(tmp_path / "run")
     assert second["steps"] >= 2000 and second["version"] == second["iteration"] > first["iteration"]
     assert_archive_is_seamless(tmp_path / "run/archive", second)
+    run(3, "resume=true", f"run_dir={tmp_path}/run")  # what the last resume changed is the run's own now
+    assert last_checkpoint(tmp_path / "run")["steps"] == second["steps"]
     run(3, *settings, "total_steps=500", "overwrite=true")
     assert last_checkpoint(tmp_path / "run")["steps"] < 1000
 
