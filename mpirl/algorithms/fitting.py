@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mpirl.algorithms.adam import Adam
 from mpirl.algorithms.base import Batch
+from mpirl.algorithms.returns import explained_variance
 from mpirl.errors import UserError
 from mpirl.models.base import Model, Output
 from mpirl.specs import Specs
@@ -103,13 +104,21 @@ def minibatches(
         start = end
 
 
+def quality(model: Model, value: Tensor, target: Tensor, parameters: Tensor) -> dict[str, Tensor]:
+    """Statistics of values [M] before an update against their targets [M], and of its last action parameters [B, A]."""
+    found = {"explained_variance": explained_variance(value, target)}
+    if hasattr(model.distribution, "std"):
+        found["std"] = model.distribution.std(parameters).mean()
+    return found
+
+
 def finite(statistics: dict[str, float]) -> dict[str, float]:
     """The statistics; FloatingPointError if training has diverged."""
     broken = [name for name, number in statistics.items() if not np.isfinite(number)]
     if broken:
         raise FloatingPointError(
             f"{', '.join(broken)} became infinite or nan, and so may the weights be: lower algorithm.learning_rate, "
-            "bound the rewards (algorithm.reward_clip), or train in float32 (precision=fp32)"
+            "bound the rewards (algorithm.reward_clip) or the emulator's observations, or train in float32 (precision=fp32)"
         )
     return statistics
 

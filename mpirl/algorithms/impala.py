@@ -20,9 +20,10 @@ from mpirl.algorithms.fitting import (
     finite,
     forward,
     normalized,
+    quality,
     set_learning_rate,
 )
-from mpirl.algorithms.returns import VTrace, as_learned, explained_variance, vtrace
+from mpirl.algorithms.returns import VTrace, as_learned, vtrace
 from mpirl.models.base import Model
 from mpirl.specs import Specs
 
@@ -160,9 +161,6 @@ class IMPALA(Algorithm):
             rows.append(row)
             columns.append(of_steps)
         value, target, parameters = (torch.cat(column) for column in zip(*columns))
-        summary = [explained_variance(value, target)]
-        if hasattr(self.model.distribution, "std"):
-            summary.append(self.model.distribution.std(parameters).mean())
-        numbers = torch.cat([torch.stack(rows).mean(0), torch.stack(summary)]).tolist()  # the one wait for the device
-        means = finite(dict(zip(PER_MINIBATCH, numbers)))
-        return means | dict(zip(("explained_variance", "std"), numbers[len(PER_MINIBATCH) :]))
+        extra = quality(self.model, value, target, parameters)
+        numbers = torch.cat([torch.stack(rows).mean(0), torch.stack([*extra.values()])]).tolist()  # the one wait for the device
+        return finite(dict(zip(PER_MINIBATCH, numbers))) | dict(zip(extra, numbers[len(PER_MINIBATCH) :]))

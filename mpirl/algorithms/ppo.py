@@ -17,14 +17,16 @@ from mpirl.algorithms.fitting import (
     check_model,
     descend,
     evaluated,
+    finite,
     forward,
     minibatches,
     normalized,
     position,
+    quality,
     set_learning_rate,
     slots,
 )
-from mpirl.algorithms.returns import as_learned, explained_variance, gae, vtrace
+from mpirl.algorithms.returns import as_learned, gae, vtrace
 from mpirl.errors import UserError
 from mpirl.models.base import Model
 from mpirl.specs import ArraySpec, Specs
@@ -200,22 +202,15 @@ class PPO(Algorithm):
             self.n_updates += 1
             if not go_on:
                 break
-        summary = [explained_variance(steps.value, steps.target)]
-        if hasattr(self.model.distribution, "std"):
-            summary.append(self.model.distribution.std(parameters).mean())
-        numbers = torch.cat([torch.stack(rows).flatten(), torch.stack(summary)]).tolist()  # the one wait for the device
-        return report(np.reshape(numbers[: -len(summary)], (len(rows), -1)), epoch_start, numbers[-len(summary) :])
+        extra = quality(self.model, steps.value, steps.target, parameters)
+        numbers = torch.cat([torch.stack(rows).flatten(), torch.stack([*extra.values()])]).tolist()  # the one wait for the device
+        per_minibatch = np.reshape(numbers[: -len(extra)], (len(rows), -1))
+        return report(per_minibatch, epoch_start) | dict(zip(extra, numbers[-len(extra) :]))
 
 
-def report(rows: np.ndarray, last_epoch: int, summary: list[float]) -> dict[str, float]:
+def report(rows: np.ndarray, last_epoch: int) -> dict[str, float]:
     """Statistics [minibatches, PER_MINIBATCH] to Stable-Baselines3's: `loss` is the last, approx_kl the last epoch's mean."""
-    mean = dict(zip(PER_MINIBATCH, rows.mean(0).tolist()))
-    broken = [name for name, number in mean.items() if not np.isfinite(number)]
-    if broken:
-        raise FloatingPointError(
-            f"PPO's {', '.join(broken)} became infinite or nan, and so may the weights be: lower algorithm.learning_rate, "
-            "bound the rewards (algorithm.reward_clip) or the emulator's observations, or train in float32"
-        )
+    mean = finite(dict(zip(PER_MINIBATCH, rows.mean(0).tolist())))
     mean["loss"] = float(rows[-1, PER_MINIBATCH.index("loss")])
     mean["approx_kl"] = float(rows[last_epoch:, PER_MINIBATCH.index("approx_kl")].mean())
-    return mean | dict(zip(("explained_variance", "std"), summary))
+    return mean
