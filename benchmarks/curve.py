@@ -56,7 +56,7 @@ def curve(run: Path) -> list[tuple[int, float, float]]:
 
 def summarize(run: Path, points: list[tuple[int, float, float]], threshold: float) -> dict[str, object]:
     status = json.loads((run / "status.json").read_text())
-    crossed = next(((steps, seconds) for steps, seconds, value in points if value >= threshold), None)
+    crossed = crossing(points, threshold)
     return {
         "state": status["state"],
         "precision": status["precision"],
@@ -69,6 +69,11 @@ def summarize(run: Path, points: list[tuple[int, float, float]], threshold: floa
         "threshold_at_steps": crossed and crossed[0],
         "threshold_at_seconds": crossed and round(crossed[1], 1),
     }
+
+
+def crossing(points: list[tuple[int, float, float]], threshold: float) -> tuple[int, float] | None:
+    """Steps and seconds at which a curve first reaches the threshold."""
+    return next(((steps, seconds) for steps, seconds, value in points if value >= threshold), None)
 
 
 def write_csv(path: Path, curves: dict[str, list[tuple[int, float, float]]]) -> None:

@@ -26,9 +26,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, **root, "PYTHONPATH": ":".join(filter(None, folders))}
 
 
+def training(ranks: int, *arguments: str) -> list[str]:
+    """The command of `python -m mpirl.main` on so many ranks; for ROOT and `environment()`."""
+    return [*launcher(ranks), sys.executable, "-m", "mpirl.main", *arguments]
+
+
 def mpirun(ranks: int, *arguments: str) -> str:
     """Run `python -m mpirl.main` on so many ranks; its output."""
-    command = [*launcher(ranks), sys.executable, "-m", "mpirl.main", *arguments]
+    command = training(ranks, *arguments)
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")

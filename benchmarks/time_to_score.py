@@ -13,7 +13,6 @@ Seconds are of training: from the first iteration's start. Writes benchmarks/res
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -23,10 +22,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from curve import RESULTS, crossing, curve, write_csv
 from machine import describe_machine
-from program import ROOT, environment, launcher
+from program import ROOT, environment, training
 
-HERE = Path(__file__).resolve().parent
 SCORE, PUBLISHED_STEPS = 18.0, 1e7
 
 Curve = list[tuple[int, float, float]]
@@ -49,12 +48,9 @@ def main() -> None:
 
 def mpirl(seed: int, overrides: list[str]) -> Curve:
     """A run that is told to stop, as a user does it, when status.json shows the score."""
-    from curve import curve
-
     with tempfile.TemporaryDirectory(prefix="mpirl-benchmark-") as folder:
         run = Path(folder) / "run"
-        settings = ["experiment=pong_fast", f"seed={seed}", *overrides, f"run_dir={run}"]
-        command = [*launcher(3), sys.executable, "-m", "mpirl.main", *settings]
+        command = training(3, "experiment=pong_fast", f"seed={seed}", *overrides, f"run_dir={run}")
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
         while process.poll() is None:
             time.sleep(1)
@@ -115,16 +111,16 @@ def sb3(limit: float) -> None:
     print(json.dumps(watch.points))
 
 
-def summarize(curve: Curve) -> dict[str, float | int | None]:
-    reached = next(((steps, round(seconds, 1)) for steps, seconds, value in curve if value >= SCORE), (None, None))
-    steps, seconds, value = curve[-1]
+def summarize(points: Curve) -> dict[str, float | int | None]:
+    reached = crossing(points, SCORE)
+    steps, seconds, value = points[-1]
     return {
-        f"steps_to_{SCORE:g}": reached[0],
-        f"seconds_to_{SCORE:g}": reached[1],
+        f"steps_to_{SCORE:g}": reached and reached[0],
+        f"seconds_to_{SCORE:g}": reached and round(reached[1], 1),
         "steps": steps,
         "seconds": round(seconds, 1),
         "final_mean_return": round(value, 2),
-        "best_mean_return": round(max(value for *_, value in curve), 2),
+        "best_mean_return": round(max(value for *_, value in points), 2),
     }
 
 
@@ -133,14 +129,10 @@ def write(curves: dict[str, Curve]) -> None:
         "command": "python benchmarks/time_to_score.py " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe_machine(),
-        "runs": {name: summarize(curve) for name, curve in curves.items()},
+        "runs": {name: summarize(points) for name, points in curves.items()},
     }
-    (HERE / "results" / "pong_fast.json").write_text(json.dumps(content, indent=2) + "\n")
-    with open(HERE / "results" / "pong_fast.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["run", "steps", "seconds", "mean_return"])
-        for name, curve in curves.items():
-            rows.writerows((name, steps, f"{seconds:.1f}", f"{value:.3f}") for steps, seconds, value in curve[::10])
+    (RESULTS / "pong_fast.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_csv(RESULTS / "pong_fast.csv", curves)
 
 
 if __name__ == "__main__":

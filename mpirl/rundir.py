@@ -62,7 +62,8 @@ class RunDirectory:
 
     def keep(self, config_text: str) -> None:
         """The run has begun, with this config, which a resume may have changed: it stays, and a run that it replaces goes."""
-        self._write_config(config_text)
+        if not self._is_new:  # `create` has written it
+            self._write_config(config_text)
         self._is_new = False
         (self.path / COMPLETED).unlink(missing_ok=True)
         if self._replaced:
