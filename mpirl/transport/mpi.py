@@ -207,7 +207,7 @@ class MpiGroup(Group):
         awaited: Callable[[], list[int]] | None = None,
     ) -> None:
         """Until all requests are complete, or until no rank is missing. awaited: who is, if the notes do not tell."""
-        start, backoff, rhythm = time.monotonic(), waiting.Backoff(self.patient), startup.rhythm_of(self)
+        looks, backoff, rhythm = waiting.Looks(self.deadline), waiting.Backoff(self.patient), startup.rhythm_of(self)
         try:
             while True:
                 complete = self._MPI.Request.Testall(requests)
@@ -215,7 +215,7 @@ class MpiGroup(Group):
                 if not self._notes.missing if until_arrival else complete:
                     return
                 waiting.check_interrupt(self, what)
-                self._check_deadline(what, start, awaited)
+                self._check_deadline(what, looks.start(), awaited)
                 if rhythm.is_due():
                     startup.say(startup.progress(self.size, self._named(self._notes.missing), rhythm.waited))
                 backoff.pause()

@@ -150,13 +150,14 @@ class ThreadGroup(Group):
 
     def wait_for(self, what: str, missing: Callable[[], list[int]]) -> None:
         """Wait until `missing()` names no more ranks."""
-        start, limit, rhythm = time.monotonic(), waiting.limit(self.rank, self.deadline), startup.rhythm_of(self)
+        looks, limit, rhythm = waiting.Looks(self.deadline), waiting.limit(self.rank, self.deadline), startup.rhythm_of(self)
         with self._world.changed:
             while True:
                 waiting.check_interrupt(self, what)
                 self._world.check(self._member)
                 if self.rank == 0:
                     self.heartbeat()  # while rank 0 waits for some, it is alive for the others
+                start = looks.start()
                 awaited = {rank: max(start, self._hub.seen[rank]) + limit for rank in missing()}
                 if not awaited:
                     return
@@ -165,7 +166,7 @@ class ThreadGroup(Group):
                     raise startup.silence(self, what, self._named(silent), limit)
                 if rhythm.is_due():
                     startup.say(startup.progress(self.size, self._named(awaited), rhythm.waited))
-                seconds = min(min(awaited.values()) - time.monotonic(), rhythm.due - rhythm.waited)
+                seconds = min(min(awaited.values()) - time.monotonic(), rhythm.due - rhythm.waited, looks.longest / 2)
                 self._world.changed.wait(max(0.0, seconds) + 1e-3)
 
     @property

@@ -35,6 +35,26 @@ class Backoff:
             time.sleep(EAGER_SLEEP)
 
 
+class Looks:
+    """The beginning of a wait, moved by the time in which this process did not look.
+
+    Between two looks of a process that is stopped (a suspended job, SIGSTOP) any time may pass. The others were stopped as
+    well, mostly, and their silence then does not count.
+    """
+
+    def __init__(self, deadline: float):
+        self.longest = min(1.0, max(0.1, deadline / 10))  # between two looks
+        self._start = self._last = time.monotonic()
+
+    def start(self) -> float:
+        """The beginning, by time.monotonic; to be asked at every look."""
+        now = time.monotonic()
+        if now - self._last > self.longest:
+            self._start += now - self._last
+        self._last = now
+        return self._start
+
+
 def check_interrupt(group: Group, what: str) -> None:
     """Raise Interrupted if another thread of this rank has ended its waits."""
     if group.is_interrupted:

@@ -164,3 +164,29 @@ def test_a_world_that_fell_apart_into_single_ranks_is_noticed(tmp_path):
     assert all(output.returncode not in (0, None) for output in outputs)
     assert sum("mpirl:" in output.stderr for output in outputs) == 1, [output.stderr for output in outputs]
     assert not (tmp_path / "run").exists()
+
+
+@LAGS
+def test_a_job_that_is_suspended_as_a_whole_goes_on(tmp_path, lag):
+    """As Slurm does it for a job that may wait: every process is stopped, and later told to continue."""
+    arguments = ["emulator=catch", "emulator.latency=0.003", "total_steps=3000", lag, "deadline=2", f"run_dir={tmp_path}/run"]
+    process = start(3, [*MAIN, *arguments])
+    try:
+        wait_for(lambda: json.loads((tmp_path / "run/status.json").read_text())["iteration"] >= 2)
+        signal_all(process, signal.SIGSTOP)
+        time.sleep(6)  # three deadlines
+        signal_all(process, signal.SIGCONT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert (tmp_path / "run/COMPLETED").exists()
+    finally:
+        signal_all(process, signal.SIGCONT)
+        end(process)
+
+
+def signal_all(process, number: int) -> None:
+    for pid in survivors(process):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
