@@ -22,13 +22,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from curve import RESULTS, crossing, curve, write_csv
+from curve import RESULTS, Curve, crossing, curve, write_csv
 from machine import describe_machine
 from program import ROOT, environment, training
 
 SCORE, PUBLISHED_STEPS = 18.0, 1e7
-
-Curve = list[tuple[int, float, float]]
 
 
 def main() -> None:

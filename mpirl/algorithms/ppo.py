@@ -36,11 +36,16 @@ PER_MINIBATCH = ("policy_gradient_loss", "value_loss", "entropy_loss", "loss", "
 
 @dataclass(frozen=True)
 class Steps:
-    """The true steps of a batch, [M] each; `position` is lane * (T + 1) + t."""
+    """The true steps of a batch, [M] each; `position` is lane * (T + 1) + t.
+
+    log_prob: of the policy that the ratio is to; weight: of the step in the policy's loss, that policy's probability of the
+    action over that of the one that acted, at most 1.
+    """
 
     position: Tensor
     action: Tensor
     log_prob: Tensor
+    weight: Tensor
     value: Tensor
     advantage: Tensor
     target: Tensor
@@ -59,9 +64,11 @@ class PPO(Algorithm):
     reward_clip: learn from rewards clipped to [-reward_clip, reward_clip]. life_loss: losing a life counts as
     termination for learning; the emulator must declare the extra `lives`.
 
-    correction: "none" takes advantages and targets from the recorded values. "vtrace" takes V-trace's with gae_lambda, from the
-    present policy by one more forward pass. The ratio stays to the policy that acted, and weighs the action already, so
-    V-trace's weight of the advantage is left out. "auto" is "vtrace" for batches that older weights collected, else "none".
+    correction: "none" takes advantages and targets from the recorded values, and ratios to the policy that acted. "vtrace"
+    takes V-trace's advantages and targets with gae_lambda, from the policy before the update by one more forward pass; it is
+    also what ratios are to, so that an update may move as far from it as without lag, and steps are weighed with V-trace's
+    rho (the decoupled objective of Hilton et al. 2022, "Batch size-invariance for policy optimization", with the
+    weight clipped). "auto" is "vtrace" for batches that older weights collected, else "none".
     """
 
     def __init__(
@@ -130,23 +137,20 @@ class PPO(Algorithm):
 
     def prepare(self, batch: Batch) -> Steps:
         """The true steps of the batch, with advantages and value targets."""
-        fields = batch.fields
-        value, advantage, target = self.advantages(batch)
         slot = slots(batch)
-        columns = (fields["action"], fields["log_prob"], value, advantage, target)
+        columns = (batch.fields["action"], *self.estimates(batch))
         return Steps(position(batch, slot), *(column.flatten(0, 1).index_select(0, slot) for column in columns))
 
-    def advantages(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Values before the update, advantages and value targets, [N, T] each."""
+    def estimates(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Log-probabilities and weights, values before the update, advantages and value targets, [N, T] each."""
         reward, discount = as_learned(batch.fields, self.reward_clip, self.life_loss)
-        value, step_type = batch.fields["value"], batch.fields["step_type"]
+        value, log_prob, step_type = (batch.fields[name] for name in ("value", "log_prob", "step_type"))
         if self.correction == "none" or (self.correction == "auto" and not batch.lag):
             advantage = gae(reward, discount, value, step_type, self.gamma, self.gae_lambda)
-            return value[:, :-1], advantage, advantage + value[:, :-1]
-        value, log_prob = self.present(batch)
-        log_rho = log_prob - batch.fields["log_prob"]
-        traced = vtrace(log_rho, reward, discount, value, step_type, self.gamma, self.gae_lambda)
-        return value[:, :-1], traced.advantage, traced.target
+            return log_prob, torch.ones_like(log_prob), value[:, :-1], advantage, advantage + value[:, :-1]
+        value, present = self.present(batch)
+        traced = vtrace(present - log_prob, reward, discount, value, step_type, self.gamma, self.gae_lambda)
+        return present, traced.rho, value[:, :-1], traced.advantage, traced.target
 
     @torch.no_grad()
     def present(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -165,7 +169,7 @@ class PPO(Algorithm):
         log_ratio = distribution.log_prob(output.parameters, part.action) - part.log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-        policy_loss = -torch.min(advantage * ratio, advantage * clipped).mean()
+        policy_loss = -(part.weight * torch.min(advantage * ratio, advantage * clipped)).mean()
         value = output.value
         if self.clip_value is not None:
             value = part.value + (value - part.value).clamp(-self.clip_value, self.clip_value)

@@ -152,7 +152,7 @@ def test_correction_of_a_batch_without_lag_is_gae_up_to_rounding():
         torch.testing.assert_close(getattr(one, name), getattr(two, name), atol=1e-5, rtol=1e-5)
 
 
-def test_corrected_advantages_and_targets_are_the_present_policys_and_the_ratio_is_to_the_one_that_acted():
+def test_corrected_advantages_targets_and_ratios_are_the_present_policys():
     model, other = network(), network(seed=1)
     batch = acted_in_by(model, other)
     steps = PPO(model, DISCRETE, correction="vtrace").prepare(batch)
@@ -165,8 +165,36 @@ def test_corrected_advantages_and_targets_are_the_present_policys_and_the_ratio_
     traced = vtrace(log_rho, batch.fields["reward"], discount, value, step_type, 0.99, 0.95)
     for got, expected in ((steps.value, value), (steps.target, traced.target), (steps.advantage, traced.advantage)):
         torch.testing.assert_close(got, expected[lane, t])
-    assert torch.equal(steps.log_prob, batch.fields["log_prob"][lane, t])
+    torch.testing.assert_close(steps.log_prob, (batch.fields["log_prob"] + log_rho.detach())[lane, t])
+    torch.testing.assert_close(steps.weight, log_rho.exp().clamp(max=1)[lane, t])
     assert not torch.allclose(steps.target, PPO(model, DISCRETE).prepare(batch).target, atol=1e-2)
+
+
+def test_an_update_may_move_as_far_from_the_present_policy_as_without_lag():
+    """Of a policy that has moved beyond the clip range since the batch was collected, nothing is clipped before it moves."""
+    model, other = network(), network(seed=1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(10)
+    batch = acted_in_by(model, other)
+    clipped = {}
+    for correction in ("none", "vtrace"):
+        algorithm = PPO(model, DISCRETE, correction=correction, clip_range=0.05)
+        steps = algorithm.prepare(batch)
+        _, statistics, _ = algorithm.loss(batch, steps, 0.05)
+        clipped[correction] = statistics[PER_MINIBATCH.index("clip_fraction")].item()
+    assert clipped["vtrace"] == 0 < 0.3 < clipped["none"]
+
+
+def test_steps_weigh_by_how_likely_they_still_are():
+    model = network()
+    batch = random_batch(model)
+    algorithm = PPO(model, DISCRETE, normalize_advantage=False, value_coefficient=0.0, entropy_coefficient=0.0)
+    steps = algorithm.prepare(batch)
+    assert (steps.weight == 1).all()
+    halved = dataclasses.replace(steps, weight=torch.full_like(steps.weight, 0.5))
+    (whole, *_), (half, *_) = (algorithm.loss(batch, part, 0.1) for part in (steps, halved))
+    torch.testing.assert_close(half, whole / 2)
 
 
 @pytest.mark.parametrize(("lag", "as_with"), [(0, "none"), (1, "vtrace")])
@@ -174,7 +202,8 @@ def test_by_default_batches_of_older_weights_are_corrected(lag, as_with):
     model, other = network(), network(seed=1)
     batch = dataclasses.replace(acted_in_by(model, other), lag=lag)
     steps, expected = PPO(model, DISCRETE).prepare(batch), PPO(model, DISCRETE, correction=as_with).prepare(batch)
-    assert torch.equal(steps.target, expected.target) and torch.equal(steps.advantage, expected.advantage)
+    for name in steps.__dataclass_fields__:
+        assert torch.equal(getattr(steps, name), getattr(expected, name)), name
 
 
 def test_minibatches_cover_every_step_once_and_none_is_single():
