@@ -12,6 +12,8 @@ from mpirl.rankinfo import RankInfo
 from mpirl.rules import Rule, gpu_names, is_host, make_rules, rule_for
 
 INHERIT = "inherit"
+LANES_PER_THREAD = 16
+"""With the Nature CNN a second thread decides for 16 lanes 40 % slower in bf16 and 20 % faster in fp32; for 64, faster in both."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def make_plan(ranks: Sequence[RankInfo], settings: Mapping[str, Any]) -> Plan:
     ruled = [None if info.rank == 0 else rule_for(rules, info.rank, info.host) for info in ranks]
     lanes = (0, *plan_lanes(ranks[1:], ruled[1:], settings))
     bound, seated = plan_cores(ranks, ruled, settings)
-    threads = tuple(plan_threads(info, seated, rule, settings) for info, rule in zip(seated, ruled))
+    threads = tuple(plan_threads(info, seated, rule, settings, n) for info, rule, n in zip(seated, ruled, lanes))
     return Plan(
         hosts=tuple(info.host for info in ranks),
         lanes=lanes,
@@ -158,8 +160,13 @@ def bind(ranks: Sequence[RankInfo], worker_cores: int) -> dict[int, tuple[int, .
     return seats
 
 
-def plan_threads(info: RankInfo, ranks: Sequence[RankInfo], rule: Rule | None, settings: Mapping[str, Any]) -> int:
-    """Threads of arithmetic of a rank: the learner takes all cores it may use, the workers of a host share theirs."""
+def plan_threads(
+    info: RankInfo, ranks: Sequence[RankInfo], rule: Rule | None, settings: Mapping[str, Any], lanes: int = 0
+) -> int:
+    """Threads of arithmetic of a rank: the learner takes all cores it may use, the workers of a host share theirs.
+
+    A worker has no more than decisions for its lanes keep busy: beyond that, threads wait for each other.
+    """
     key = "worker_threads" if info.rank else "learner_threads"
     if rule and rule.threads is not None:
         return rule.threads
@@ -170,7 +177,7 @@ def plan_threads(info: RankInfo, ranks: Sequence[RankInfo], rule: Rule | None, s
     if info.rank == 0:
         return max(1, len(info.cores))
     sharing = sum(1 for other in ranks if other.rank and other.host == info.host and set(other.cores) & set(info.cores))
-    return max(1, len(info.cores) // max(1, sharing))
+    return max(1, min(len(info.cores) // max(1, sharing), lanes // LANES_PER_THREAD))
 
 
 def single_threaded(plan: Plan, settings: Mapping[str, Any]) -> Plan:

@@ -61,10 +61,16 @@ def test_settings_that_fit_no_plan_are_refused(ranks, settings, message):
 
 
 def test_the_learner_takes_its_cores_and_the_workers_of_a_host_share_theirs():
-    assert make_plan(one_host(3, 8), EACH_4).threads == (8, 4, 4)
-    assert make_plan(one_host(5, 2), EACH_4).threads == (2, 1, 1, 1, 1)
-    assert make_plan(two_hosts(), EACH_4).threads == (4, 4, 1, 1, 1)
-    assert make_plan(one_host(4, 4, bound=True), EACH_4).threads == (1, 1, 1, 1)
+    many = {"lanes_per_worker": 256}
+    assert make_plan(one_host(3, 8), many).threads == (8, 4, 4)
+    assert make_plan(one_host(5, 2), many).threads == (2, 1, 1, 1, 1)
+    assert make_plan(two_hosts(), many).threads == (4, 4, 1, 1, 1)
+    assert make_plan(one_host(4, 4, bound=True), many).threads == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("lanes, threads", [(0, 1), (4, 1), (31, 1), (32, 2), (256, 4)])
+def test_a_worker_has_no_more_threads_than_its_lanes_keep_busy(lanes, threads):
+    assert make_plan(one_host(3, 8), {"lanes": [lanes, 4]}).threads == (8, threads, 1)
 
 
 def test_threads_can_be_fixed():
@@ -81,7 +87,8 @@ def test_a_small_model_gets_one_thread_where_nothing_is_fixed():
 def test_ranks_wait_patiently_where_cores_are_scarce():
     assert make_plan(one_host(3, 2), EACH_4).patient == (True, True, True)
     assert make_plan(one_host(4, 4, bound=True), EACH_4).patient == (False, False, False, False)
-    assert make_plan(one_host(3, 8), {**EACH_4, "learner_threads": 4}).patient == (True, True, True)
+    assert make_plan(one_host(3, 8), {"lanes_per_worker": 64, "learner_threads": 4}).patient == (True, True, True)
+    assert make_plan(one_host(3, 8), {"lanes_per_worker": 4, "learner_threads": 4}).patient == (False, False, False)
     assert make_plan(one_host(3, 8), {"lanes_per_worker": 1, "learner_threads": 4, "worker_threads": 2}).patient == (False,) * 3
 
 
@@ -138,7 +145,7 @@ def test_workers_see_no_gpu_unless_they_are_given_some_in_turn():
 
 
 def test_bound_ranks_have_cores_of_their_own():
-    plan = make_plan(two_hosts(cores=8), {**EACH_4, "bind": "cores"})
+    plan = make_plan(two_hosts(cores=8), {"lanes_per_worker": 32, "bind": "cores"})
     assert plan.cores == ((0, 1, 2, 3, 4, 5, 6), (7,), (0, 1), (2, 3), (4, 5)) and plan.bound == (True,) * 5
     assert plan.threads == (7, 1, 2, 2, 2) and plan.patient == (False,) * 5
 
@@ -150,7 +157,7 @@ def test_bound_ranks_take_turns_on_scarce_cores():
 
 def test_a_rule_names_cores_and_threads():
     rules = [{"ranks": 1, "cores": "2-3", "threads": 1}]
-    plan = make_plan(one_host(3, 4), {**EACH_4, "rules": rules})
+    plan = make_plan(one_host(3, 4), {"lanes_per_worker": 32, "rules": rules})
     assert plan.cores == ((0, 1, 2, 3), (2, 3), (0, 1, 2, 3)) and plan.bound == (False, True, False)
     assert plan.threads == (4, 1, 2)
     with pytest.raises(UserError, match="rank 1 on a cannot have core 4: the host has 4"):
