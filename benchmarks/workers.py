@@ -4,12 +4,14 @@ For N lanes and one core's threads, in seconds per step of one lane:
 
     bare     a loop over AtariVectorEnv.step, with the settings of emulator=atari_dqn and random actions
     lanes    a Worker that is given the same actions: what mpirl adds to emulation
-    infer    LocalPolicy.act on the stacks of a trajectory, by precision
+    infer    LocalPolicy.act on the stacks of a trajectory, by precision, one decision right after the other
+    paced    the same, but between two decisions it sleeps (not counted) for as long as the emulators take
     collect  a Worker with that policy
 
 `lanes_share` is bare / lanes, `collect_share` is (bare + infer) / collect: the share of 1 / (t_emulate + t_infer). A collect
-decides once more than it steps (o_T bootstraps), which counts against it. On CartPole, `torch` and `lean` are Workers with
-either policy.
+decides once more than it steps (o_T bootstraps), which counts against it. `paced_share` is (bare + paced) / collect: what a
+processor gives up that has not multiplied matrices for a while is not the worker's loss. On CartPole, `torch` and `lean` are
+Workers with either policy.
 
 Contenders take turns within a round, collect by collect, so that other work on the machine meets all of them; shares are
 medians over rounds of the shares within a round. What a Pong lane's seed points cost (90 ms every 32 episodes, under 1 %)
@@ -58,8 +60,9 @@ from mpirl.worker import Lanes, Worker
 HERE = Path(__file__).resolve().parent
 EXTRAS = {"value": ArraySpec((), "float32")}  # PPO's
 PRECISIONS = ("fp32", "bf16")
-Contenders = dict[str, Callable[[], None]]
-"""What plays T steps in every lane, or decides for them, by name."""
+SECONDS_PER_STEP = 0.3e-3  # about, of an emulator
+Contenders = dict[str, Callable[[], "float | None"]]
+"""What plays T steps in every lane, or decides for them, by name; gives the seconds it took, or None for all of them."""
 Rounds = list[dict[str, float]]
 """Of every round, seconds per step of one lane by contender."""
 
@@ -96,8 +99,8 @@ def take_turns(contenders: Contenders, rounds: int, turns: int, lane_steps: int)
         for turn in range(turns):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 start = time.perf_counter()
-                contenders[name]()
-                seconds[name] += time.perf_counter() - start
+                own = contenders[name]()
+                seconds[name] += time.perf_counter() - start if own is None else own
         found.append({name: value / turns / lane_steps for name, value in seconds.items()})
     return found
 
@@ -118,6 +121,7 @@ def pong_contenders(num_lanes: int, steps: int) -> Contenders:
         worker = make_worker(make_emulator(config, num_lanes), policy, model, steps, policy.refresh)
         contenders[f"collect {precision}"] = collecting(worker)
         contenders[f"infer {precision}"] = partial(decide, policy, worker.trajectory, model)
+        contenders[f"paced {precision}"] = partial(decide, policy, worker.trajectory, model, num_lanes * SECONDS_PER_STEP)
     return contenders
 
 
@@ -164,14 +168,21 @@ def bare_loop(environment: Any, actions: np.ndarray) -> None:
         environment.step(action)
 
 
-def decide(policy: LocalPolicy, trajectory: Trajectory, model: Model) -> None:
-    """Decide for steps 0 .. T - 1 of the trajectory."""
+def decide(policy: LocalPolicy, trajectory: Trajectory, model: Model, pause: float = 0.0) -> float:
+    """Decide for steps 0 .. T - 1 of the trajectory, with a pause before each; the seconds without pauses."""
     frames, old = trajectory["observation"], np.full(trajectory.num_lanes, model.frame_stack)
     noise = np.full((trajectory.num_lanes, 1), 0.5, np.float32)
+    start = time.perf_counter()
     policy.refresh()
+    seconds = time.perf_counter() - start
     for t in range(trajectory.layout.steps):
+        if pause:
+            time.sleep(pause)
+        start = time.perf_counter()
         stacks = {"observation": stack_at(frames, t, old, model.frame_stack)}
         policy.act(stacks, trajectory["step_type"][:, t], trajectory["core"], noise)
+        seconds += time.perf_counter() - start
+    return seconds
 
 
 def medians(rounds: Rounds) -> dict[str, float]:
@@ -182,8 +193,9 @@ def shares(rounds: Rounds) -> dict[str, float]:
     """Of Pong, medians over rounds."""
     share = {"lanes_share": [one["bare"] / one["lanes"] for one in rounds]}
     for precision in PRECISIONS:
-        alone = [one["bare"] + one[f"infer {precision}"] for one in rounds]
-        share[f"collect_share {precision}"] = [a / one[f"collect {precision}"] for a, one in zip(alone, rounds)]
+        for name, inferring in (("collect_share", "infer"), ("paced_share", "paced")):
+            alone = [one["bare"] + one[f"{inferring} {precision}"] for one in rounds]
+            share[f"{name} {precision}"] = [a / one[f"collect {precision}"] for a, one in zip(alone, rounds)]
     return {name: round(statistics.median(values), 4) for name, values in share.items()}
 
 
@@ -210,7 +222,9 @@ def write(path: Path, arguments: argparse.Namespace, pong: dict[int, Rounds], ca
 def print_table(num_lanes: int, pong: Rounds, cartpole: Rounds) -> None:
     print(f"\n{num_lanes} lanes\n\n| what | steps/s (median) | share |\n|---|---|---|")
     share = shares(pong)
-    of = {"lanes": "lanes_share", **{f"collect {precision}": f"collect_share {precision}" for precision in PRECISIONS}}
+    of = {"lanes": "lanes_share"}
+    for precision in PRECISIONS:
+        of |= {f"{name} {precision}": f"{name}_share {precision}" for name in ("collect", "paced")}
     for name, seconds in medians(pong).items():
         print(f"| Pong, {name} | {1 / seconds:,.0f} | {share[of[name]] if name in of else ''} |")
     for name, seconds in medians(cartpole).items():

@@ -167,11 +167,15 @@ def test_evaluation_plays_the_same_episodes_and_leaves_the_training_lanes_alone(
 
 
 def test_emulation_and_inference_overlap_with_two_groups():
-    """2 lanes, each takes 10 ms to emulate and 10 ms to decide for: 40 ms a step by turns, 20 ms when they overlap."""
+    """2 lanes, each takes 10 ms to emulate and 10 ms to decide for: 40 ms a step by turns, 20 ms when they overlap.
+
+    Other work on the machine delays some sleeps, so the quickest of three counts.
+    """
     emulator = {**CONFIG["emulator"], "latency": 0.01}
     model = {"_target_": "test_central.Slow", "hidden": [8]}
-    seconds = {groups: collected(central(groups), (2,), emulator=emulator, model=model)[2] for groups in (1, 2)}
-    assert seconds[2] < 0.75 * seconds[1], seconds
+    measure = lambda groups: collected(central(groups), (2,), emulator=emulator, model=model)[2]
+    one, two = (min(measure(groups) for _ in range(3)) for groups in (1, 2))
+    assert two < 0.75 * one
 
 
 def test_lanes_that_are_over_go_to_different_slots_on_different_workers():
