@@ -77,10 +77,10 @@ def test_the_last_batch_is_learned_from_too(tmp_path):
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_collecting_and_learning_take_their_sum_or_the_longer_one(tmp_path, lag):
-    """Emulators sleep 16 x 20 ms, the learner 320 ms: 0.64 s an iteration, or little more than half of it."""
+    """Emulators sleep 16 x 20 ms, less at the ends of episodes, the learner 320 ms: about 0.62 s an iteration, or half of it."""
     status = slow(tmp_path, "emulator.latency=0.01", "algorithm.seconds=0.32", "archive.enabled=false", lag=lag)
     iteration = status["medians"]["iteration"]
-    assert (0.63 < iteration < 1.2) if lag == 0 else (0.315 < iteration < 0.58), status["medians"]
+    assert (0.58 < iteration < 1.2) if lag == 0 else (0.315 < iteration < 0.57), status["medians"]
 
 
 def test_results_are_a_function_of_the_seed(tmp_path):

@@ -34,7 +34,7 @@ def test_ranks_of_a_host_that_are_alike_are_one_row():
     assert found["rank"] == ["rank", "host", "role", "lanes", "cores", "threads", "GPU", "weights", "trajectories"]
     assert found["0"] == ["0", "a", "learner", "-", "4", "4", "auto", "-", "-"]
     assert found["1-3"] == ["1-3", "b", "worker", "4", "4", "1", "none", size(4 * WEIGHTS), size(4 * LANE)]
-    assert found["4"][:6] == ["4", "c", "worker", "4", "4", "4"]
+    assert found["4"][:6] == ["4", "c", "worker", "4", "4", "1"]
     assert "2" not in found and "3" not in found
 
 
