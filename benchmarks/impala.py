@@ -7,8 +7,8 @@ both (placement.lanes_total=16 gives PPO as many lanes as IMPALA).
     python benchmarks/impala.py --rounds 5 --steps 24576
 
 Prints a table and writes benchmarks/results/impala.json. Ratios are medians over the rounds of the ratios within a round. Steps per second
-are those of the whole run, the first iteration included, in which emulators are seeded and kernels chosen; `steady` are those of a run's
-median iteration, which longer runs come to.
+are those of the whole run, the first iteration included, in which emulators are seeded and kernels chosen; `steady` is the ratio of the
+runs' median iterations, which longer runs come to.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def main() -> None:
     for precision in PRECISIONS:
         ppo, impala = (found[precision, algorithm] for algorithm in ALGORITHMS)
         phases = {name: statistics.median(s["medians"][name] for s in impala) for name in ("collect", "learn", "iteration")}
-        whole = compare([s["fps"] for s in ppo], [s["fps"] for s in impala])
-        steady = compare([1 / s["medians"]["iteration"] for s in ppo], [1 / s["medians"]["iteration"] for s in impala])
-        rows[precision] = {**whole, "precision": ppo[-1]["precision"], "steady_ratio": steady["ratio"], "impala_phases": phases}
-        words = f"{whole['ppo']:.0f} | {whole['impala']:.0f} | {whole['ratio']:.2f} | {steady['ratio']:.2f}"
+        speeds = {name: statistics.median(s["fps"] for s in runs) for name, runs in (("ppo", ppo), ("impala", impala))}
+        ratio = statistics.median(i["fps"] / p["fps"] for p, i in zip(ppo, impala))
+        steady = statistics.median(p["medians"]["iteration"] / i["medians"]["iteration"] for p, i in zip(ppo, impala))
+        rows[precision] = {**speeds, "ratio": ratio, "precision": ppo[-1]["precision"], "steady_ratio": steady, "impala_phases": phases}
+        words = f"{speeds['ppo']:.0f} | {speeds['impala']:.0f} | {ratio:.2f} | {steady:.2f}"
         print(f"| {precision} | {words} | {', '.join(f'{seconds:.3f}' for seconds in phases.values())} |")
     content = {
         "command": "python benchmarks/impala.py " + " ".join(sys.argv[1:]),
@@ -56,12 +57,6 @@ def main() -> None:
         "results": rows,
     }
     arguments.output.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def compare(ppo: list[float], impala: list[float]) -> dict[str, float]:
-    """Medians of both, and the median of the rounds' ratios."""
-    ratio = statistics.median(fast / slow for fast, slow in zip(impala, ppo))
-    return {"ppo": statistics.median(ppo), "impala": statistics.median(impala), "ratio": ratio}
 
 
 def run(ranks: int, *settings: str) -> dict:

@@ -174,15 +174,14 @@ def decide(policy: LocalPolicy, trajectory: Trajectory, model: Model, pause: flo
     noise = np.full((trajectory.num_lanes, 1), 0.5, np.float32)
     start = time.perf_counter()
     policy.refresh()
-    seconds = time.perf_counter() - start
     for t in range(trajectory.layout.steps):
         if pause:
+            begin = time.perf_counter()
             time.sleep(pause)
-        start = time.perf_counter()
+            start += time.perf_counter() - begin
         stacks = {"observation": stack_at(frames, t, old, model.frame_stack)}
         policy.act(stacks, trajectory["step_type"][:, t], trajectory["core"], noise)
-        seconds += time.perf_counter() - start
-    return seconds
+    return time.perf_counter() - start
 
 
 def medians(rounds: Rounds) -> dict[str, float]:

@@ -29,7 +29,7 @@ def gae(reward: Tensor, discount: Tensor, value: Tensor, step_type: Tensor, gamm
 class VTrace(NamedTuple):
     """[N, T] each. target: what the value learns. advantage: of the action, unweighted. rho: the importance weight, clipped.
 
-    The policy gradient is that of rho * advantage * log pi; where a ratio pi / mu stands in its place, it is the weight.
+    The policy gradient is that of rho * advantage * log pi.
     """
 
     target: Tensor

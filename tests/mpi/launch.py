@@ -48,12 +48,17 @@ def end(process: Popen) -> None:
             process.wait(5)
         except subprocess.TimeoutExpired:
             pass
+    signal_all(process, signal.SIGKILL)
+    process.wait()
+
+
+def signal_all(process: Popen, number: int) -> None:
+    """Send a signal to the process and to all others of its session, by their ids."""
     for pid in survivors(process):
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             pass
-    process.wait()
 
 
 def survivors(process: Popen, patience: float = 0.0) -> list[int]:

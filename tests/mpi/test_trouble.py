@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import ROOT, end, mpirun, start, survivors, wait_for
+from launch import ROOT, end, mpirun, signal_all, start, survivors, wait_for
 
 from mpirl.archive.reader import read_archive
 
@@ -182,11 +182,3 @@ def test_a_job_that_is_suspended_as_a_whole_goes_on(tmp_path, lag):
     finally:
         signal_all(process, signal.SIGCONT)
         end(process)
-
-
-def signal_all(process, number: int) -> None:
-    for pid in survivors(process):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            pass
