@@ -86,7 +86,8 @@ def plan_world(config: Mapping[str, Any], group: Group) -> Plan:
     ranks = group.exchange(RankInfo.here(group.rank, group.host))
     is_alone = group.size == 1 and config["program"] == "offline"  # nobody has to play
     settings = config["placement"]
-    plan, _ = agree(group, lambda: plan_alone(*ranks, settings) if is_alone else make_plan(ranks, settings))
+    lag = config["schedule"]["lag"]
+    plan, _ = agree(group, lambda: plan_alone(*ranks, settings) if is_alone else make_plan(ranks, settings, lag))
     agree(group, lambda: take_seat(plan, group.rank))
     group.patient = plan.patient[group.rank]
     return plan

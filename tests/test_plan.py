@@ -68,6 +68,14 @@ def test_the_learner_takes_its_cores_and_the_workers_of_a_host_share_theirs():
     assert make_plan(one_host(4, 4, bound=True), many).threads == (1, 1, 1, 1)
 
 
+def test_a_learner_beside_busy_workers_leaves_each_a_core():
+    assert make_plan(one_host(3, 8), EACH_4, lag=1).threads == (6, 1, 1)
+    assert make_plan(one_host(3, 2), EACH_4, lag=1).threads == (1, 1, 1)
+    assert make_plan(two_hosts(), EACH_4, lag=1).threads[0] == make_plan(two_hosts(), EACH_4).threads[0] - 1
+    assert make_plan(one_host(3, 8), {**EACH_4, "bind": "cores"}, lag=1).threads == (6, 1, 1)
+    assert make_plan(one_host(3, 8), {**EACH_4, "learner_threads": 8}, lag=1).threads == (8, 1, 1)
+
+
 @pytest.mark.parametrize("lanes, threads", [(0, 1), (4, 1), (31, 1), (32, 2), (256, 4)])
 def test_a_worker_has_no_more_threads_than_its_lanes_keep_busy(lanes, threads):
     assert make_plan(one_host(3, 8), {"lanes": [lanes, 4]}).threads == (8, threads, 1)

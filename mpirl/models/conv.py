@@ -69,7 +69,8 @@ class NatureCNN(Model):
         size = third * convolved(height) * convolved(width) + (self.features.size if others else 0)
         self.hidden = linear(size, hidden)
         self.heads = Heads(hidden, self.distribution)
-        self._ready: tuple[Layer, ...] = ()  # of an acting copy
+        self._ready: tuple[Layer, ...] = ()  # of an acting copy, which computes in this type
+        self._dtype: torch.dtype | None = None
 
     def forward(self, observation: Mapping[str, Tensor], step_type: Tensor, core: Tensor) -> tuple[Output, Tensor]:
         image = observation[self.image]
@@ -78,13 +79,12 @@ class NatureCNN(Model):
         hidden = in_shares(lambda rows: self._convolve(image[rows], convolutions), len(image), weights)
         if self.features is not None:
             hidden = torch.cat([hidden, self.features(observation).to(hidden.dtype)], -1)
-        hidden = last(hidden)
-        return self.heads(hidden, hidden), core
+        return self._outputs(last(hidden)), core
 
     def acting_copy(self, dtype: torch.dtype) -> NatureCNN:
-        """A copy for inference under autocast to `dtype` that holds its weights converted; same results bit for bit.
+        """A copy for inference, without autocast, that computes what this model does under autocast to `dtype`.
 
-        Autocast converts the weights at every call, which costs more than the rest for a batch of a few lanes.
+        It holds the weights converted: autocast does that at every call, which costs more than the rest for a few lanes.
         """
         layers = (self.conv2, self.conv3, self.hidden)
         rounded = [self.conv1.bias, *(parameter for layer in layers for parameter in layer.parameters())]
@@ -93,7 +93,12 @@ class NatureCNN(Model):
         acting = copy.deepcopy(self, shared | converted)
         kernel = self._kernel().detach().to(dtype)
         acting._ready = acting._packed(kernel) if can_pack(kernel) else acting._layers(kernel)
+        acting._outputs = acting.heads.joined()
+        acting._dtype = dtype
         return acting
+
+    def _outputs(self, hidden: Tensor) -> Output:
+        return self.heads(hidden, hidden)
 
     def _convolve(self, image: Tensor, convolutions: Sequence[Layer]) -> Tensor:
         """The three convolutions, [B, size]."""
@@ -125,8 +130,7 @@ class NatureCNN(Model):
 
     def _input(self, frames: Tensor) -> Tensor:
         """The first convolution's input, pixels less their mean: exact in bfloat16 for a whole mean, and the kernel divides."""
-        device = frames.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        dtype = self._dtype or autocast_dtype(frames.device.type)
         frames = fold(frames) if self.folds else frames.contiguous(memory_format=torch.channels_last)
         frames = frames.to(dtype)
         return frames.sub_(self.pixel_mean) if self.pixel_mean else frames
@@ -135,6 +139,11 @@ class NatureCNN(Model):
         """The first convolution's weight for `_input`."""
         weight = self.conv1.weight / self.pixel_std
         return functional.pixel_unshuffle(weight, 4) if self.folds else weight
+
+
+def autocast_dtype(device: str) -> torch.dtype:
+    """What convolutions compute in on this kind of device, as it is now."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 def fold(frames: Tensor) -> Tensor:

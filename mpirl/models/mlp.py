@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,19 @@ class Heads(nn.Module):
             with torch.autocast(device, enabled=False):
                 return self.forward(policy_features, value_features)
         return Output(self.policy(policy_features.float()), self.value(value_features.float()).squeeze(-1))
+
+
+    def joined(self) -> Callable[[Tensor], Output]:
+        """Both heads of one vector of features, with the weights as they are now; of linear ones in one product."""
+        if not isinstance(self.policy, nn.Linear):
+            return lambda features: self(features, features)
+        weight, bias = (torch.cat([getattr(head, name).detach() for head in (self.policy, self.value)]) for name in ("weight", "bias"))
+
+        def outputs(features: Tensor) -> Output:
+            both = nn.functional.linear(features.float(), weight, bias)
+            return Output(both[:, :-1], both[:, -1])
+
+        return outputs
 
 
 class GaussianHead(nn.Module):

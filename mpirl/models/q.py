@@ -46,7 +46,7 @@ class QNetwork(Model):
         return self.network.initial(num_lanes)
 
     def acting_copy(self, dtype: torch.dtype) -> QNetwork:
-        """A copy for inference under autocast to `dtype`, where the wrapped model can make one; else this model."""
+        """The wrapped model's own (see NatureCNN) as such a network; where it makes none, this model."""
         if not hasattr(self.network, "acting_copy"):
             return self
         acting = QNetwork(self.network.acting_copy(dtype), self.dueling)

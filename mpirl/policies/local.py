@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mpirl.models.base import Model, Output
+from mpirl.models.lean import chooser
 from mpirl.policies.base import Decision, Policy
 from mpirl.policies.lean import LeanPolicy
 
@@ -34,7 +36,8 @@ class LocalPolicy(Policy):
         self.autocast = autocast
         self.extras = tuple(extras)
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self._acting = model
+        self._acting, self._context = model, autocast
+        self._choose = chooser(model.distribution) if self._device.type == "cpu" else None
 
     def refresh(self) -> None:
         """Convert the weights to the precision of acting once, for models that can (`acting_copy`).
@@ -42,28 +45,43 @@ class LocalPolicy(Policy):
         Optional: it makes small batches quicker. Who calls it must do so again whenever the weights change.
         """
         with self.autocast():
-            if hasattr(self.model, "acting_copy") and torch.is_autocast_enabled(self._device.type):
-                self._acting = self.model.acting_copy(torch.get_autocast_dtype(self._device.type))
+            if not hasattr(self.model, "acting_copy") or not torch.is_autocast_enabled(self._device.type):
+                return
+            acting = self.model.acting_copy(torch.get_autocast_dtype(self._device.type))
+        if acting is not self.model:
+            self._acting, self._context = acting, nullcontext
 
     def act(
         self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray, noise: np.ndarray | None
     ) -> Decision:
         fields = {name: self._tensor(array) for name, array in observation.items()}
-        given = None if noise is None else self._tensor(noise)
-        action, log_prob, next_core, extras = self.decide(fields, self._tensor(step_type), self._tensor(core), given)
-        recorded = {name: tensor.cpu().numpy() for name, tensor in extras.items()}
-        return Decision(action.cpu().numpy(), log_prob.cpu().numpy(), next_core.cpu().numpy(), recorded)
+        output, next_core = self._forward(fields, self._tensor(step_type), self._tensor(core))
+        if self._choose:
+            action, log_prob = self._choose(output.parameters.float().numpy(), noise)
+        else:
+            chosen = self._chosen(output.parameters, None if noise is None else self._tensor(noise))
+            action, log_prob = (tensor.cpu().numpy() for tensor in chosen)
+        recorded = {name: getattr(output, name).cpu().numpy() for name in self.extras}
+        return Decision(action, log_prob, next_core.cpu().numpy(), recorded)
 
-    @torch.inference_mode()
     def decide(
         self, fields: Mapping[str, Tensor], step_type: Tensor, core: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `act`, from and to tensors on the model's device (action, log_prob, core, extras), without waiting for it."""
-        with self.autocast():
-            output, next_core = self._acting(fields, step_type, core)
-        distribution, parameters = self.model.distribution, output.parameters
+        output, next_core = self._forward(fields, step_type, core)
+        return *self._chosen(output.parameters, noise), next_core, {name: getattr(output, name) for name in self.extras}
+
+    @torch.inference_mode()
+    def _forward(self, fields: Mapping[str, Tensor], step_type: Tensor, core: Tensor) -> tuple[Output, Tensor]:
+        with self._context():
+            return self._acting(fields, step_type, core)
+
+    @torch.inference_mode()
+    def _chosen(self, parameters: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Actions and their log-probabilities."""
+        distribution = self.model.distribution
         action = distribution.mode(parameters) if noise is None else distribution.sample(parameters, noise)
-        return action, distribution.log_prob(parameters, action), next_core, {n: getattr(output, n) for n in self.extras}
+        return action, distribution.log_prob(parameters, action)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)

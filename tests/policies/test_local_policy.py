@@ -52,6 +52,17 @@ def test_action_is_a_function_of_observation_and_noise():
     np.testing.assert_allclose(first.log_prob, np.log(0.25), atol=0.1)
 
 
+def test_actions_are_those_of_the_models_distribution():
+    model = MLP(PLAIN)
+    noise = np.random.default_rng(0).random((500, 1), np.float32)
+    decision = decide(LocalPolicy(model, contextlib.nullcontext, extras=["parameters"]), rows(500), noise)
+    parameters = torch.from_numpy(decision.extras["parameters"])
+    action = model.distribution.sample(parameters, torch.from_numpy(noise))
+    assert (decision.action != action.numpy()).mean() < 0.01  # noise on the border of two actions, which rounding moves
+    expected = model.distribution.log_prob(parameters, torch.from_numpy(decision.action))
+    np.testing.assert_allclose(decision.log_prob, expected, rtol=1e-5)
+
+
 def test_without_noise_the_most_likely_action_is_taken():
     model = MLP(PLAIN)
     model.heads.policy.bias.data[2] = 5.0
@@ -86,7 +97,7 @@ def test_refresh_changes_no_decision_and_follows_the_weights():
     for _ in range(2):
         refreshed.refresh()
         for name, array in decide(plain, frames).extras.items():
-            np.testing.assert_array_equal(decide(refreshed, frames).extras[name], array)
+            np.testing.assert_allclose(decide(refreshed, frames).extras[name], array, rtol=1e-5, atol=1e-6)
         weights.array[:] *= 1.5
 
 
