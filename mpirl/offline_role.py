@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from mpirl.errors import AgreedError, UserError
 from mpirl.models.base import Model
 from mpirl.offline_learner import OfflineLearner, Reading
 from mpirl.plan import Plan
-from mpirl.role import Role, add_worker, begin_learning
+from mpirl.role import Role, add_worker, begin_learning, threads_of
 from mpirl.specs import Specs
 from mpirl.trajectory import Layout, Trajectory
 from mpirl.transport.base import Group
@@ -60,7 +59,7 @@ def take_offline_role(
     specs = group.exchange(found.specs if found else None)[0]
     emulator, can_evaluate = agree_on_evaluation(config, group, plan, specs)
     model, layout, plan = agree_on_model(config, group, plan, specs)
-    threads = partial(torch.set_num_threads, plan.threads[group.rank])
+    threads = threads_of(group.rank, plan)
     threads()
     device, precision = agree_on_precision(config, group, model, specs)
     per_lane = -(-config["evaluation"]["episodes"] // max(1, plan.lanes_total))

@@ -151,7 +151,7 @@ def describe(
     cores_of = {name: here if is_local(name) else tuple(range(number)) for name, number in cores.items()}
     infos = [RankInfo(rank, name, cores_of.get(name, ()), cores.get(name, 0)) for rank, name in enumerate(ranks)]
     settings = config["placement"]
-    plan = make_plan(infos, settings, config["schedule"]["lag"])
+    plan = make_plan(infos, settings)
     emulator = make_emulator(config, 1)
     specs = emulator.specs
     emulator.close()

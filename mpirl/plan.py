@@ -38,6 +38,12 @@ class Plan:
     def lanes_total(self) -> int:
         return sum(self.lanes)
 
+    @property
+    def beside_learner(self) -> int:
+        """Workers on the learner's cores."""
+        places = zip(self.hosts[1:], self.cores[1:])
+        return sum(host == self.hosts[0] and bool(set(cores) & set(self.cores[0])) for host, cores in places)
+
     def first_lane(self, rank: int) -> int:
         """The first global lane of a rank."""
         return sum(self.lanes[:rank])
@@ -48,8 +54,8 @@ class Plan:
         return [rank for rank, lanes in enumerate(self.lanes) for _ in range(lanes)]
 
 
-def make_plan(ranks: Sequence[RankInfo], settings: Mapping[str, Any], lag: int = 0) -> Plan:
-    """Plan a world. settings: the config's `placement` node; lag: its `schedule.lag`."""
+def make_plan(ranks: Sequence[RankInfo], settings: Mapping[str, Any]) -> Plan:
+    """Plan a world. settings: the config's `placement` node."""
     if len(ranks) < 2:
         raise UserError(
             "1 rank fits no plan: a learner needs at least one worker beside it; start `mpirun -np 2` or more, "
@@ -63,7 +69,7 @@ def make_plan(ranks: Sequence[RankInfo], settings: Mapping[str, Any], lag: int =
     ruled = [None if info.rank == 0 else rule_for(rules, info.rank, info.host) for info in ranks]
     lanes = (0, *plan_lanes(ranks[1:], ruled[1:], settings))
     bound, seated = plan_cores(ranks, ruled, settings)
-    threads = tuple(plan_threads(info, seated, rule, settings, n, lag) for info, rule, n in zip(seated, ruled, lanes))
+    threads = tuple(plan_threads(info, seated, rule, settings, n) for info, rule, n in zip(seated, ruled, lanes))
     return Plan(
         hosts=tuple(info.host for info in ranks),
         lanes=lanes,
@@ -161,12 +167,11 @@ def bind(ranks: Sequence[RankInfo], worker_cores: int) -> dict[int, tuple[int, .
 
 
 def plan_threads(
-    info: RankInfo, ranks: Sequence[RankInfo], rule: Rule | None, settings: Mapping[str, Any], lanes: int = 0, lag: int = 0
+    info: RankInfo, ranks: Sequence[RankInfo], rule: Rule | None, settings: Mapping[str, Any], lanes: int = 0
 ) -> int:
     """Threads of arithmetic of a rank: the learner takes all cores it may use, the workers of a host share theirs.
 
-    With lag, workers are busy while it learns: it leaves each a core. A worker has no more threads than decisions for its
-    lanes keep busy: beyond that, they wait for each other.
+    A worker has no more than decisions for its lanes keep busy: beyond that, threads wait for each other.
     """
     key = "worker_threads" if info.rank else "learner_threads"
     if rule and rule.threads is not None:
@@ -175,9 +180,9 @@ def plan_threads(
         if settings[key] < 1:
             raise UserError(f"placement.{key}={settings[key]}: write 1 or more, or null for the cores there are")
         return int(settings[key])
-    sharing = sum(1 for other in ranks if other.rank and other.host == info.host and set(other.cores) & set(info.cores))
     if info.rank == 0:
-        return max(1, len(info.cores) - (sharing if lag else 0))
+        return max(1, len(info.cores))
+    sharing = sum(1 for other in ranks if other.rank and other.host == info.host and set(other.cores) & set(info.cores))
     return max(1, min(len(info.cores) // max(1, sharing), lanes // LANES_PER_THREAD))
 
 

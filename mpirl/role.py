@@ -29,6 +29,7 @@ from mpirl.errors import UserError
 from mpirl.inheritance import initialize
 from mpirl.learner import Learner
 from mpirl.models.base import Model
+from mpirl.models.sharing import use_threads
 from mpirl.plan import Plan, make_plan, plan_alone
 from mpirl.rankinfo import RankInfo
 from mpirl.trajectory import Layout, Trajectory
@@ -86,8 +87,7 @@ def plan_world(config: Mapping[str, Any], group: Group) -> Plan:
     ranks = group.exchange(RankInfo.here(group.rank, group.host))
     is_alone = group.size == 1 and config["program"] == "offline"  # nobody has to play
     settings = config["placement"]
-    lag = config["schedule"]["lag"]
-    plan, _ = agree(group, lambda: plan_alone(*ranks, settings) if is_alone else make_plan(ranks, settings, lag))
+    plan, _ = agree(group, lambda: plan_alone(*ranks, settings) if is_alone else make_plan(ranks, settings))
     agree(group, lambda: take_seat(plan, group.rank))
     group.patient = plan.patient[group.rank]
     return plan
@@ -125,7 +125,7 @@ def take_role(
     make = emulator_maker(central, plan.lanes, group.rank) if central else make_emulator
     emulator, specs = agree_on_emulator(config, group, plan, make)
     model, layout, plan = agree_on_model(config, group, plan, specs)
-    threads = partial(torch.set_num_threads, plan.threads[group.rank])
+    threads = threads_of(group.rank, plan, config["schedule"]["lag"])
     threads()
     device, precision = agree_on_precision(config, group, model, specs)
     last_id = group.exchange(state["episodes"]["last_id"] if state else [])[0]
@@ -142,6 +142,13 @@ def take_role(
         short = Trajectory.allocate(replace(layout, steps=EVALUATION_STEPS), plan.lanes[group.rank])
         add_acting(role, config, group, central, emulator, model, device, threads, index, short, say)
     return role
+
+
+def threads_of(rank: int, plan: Plan, lag: int = 0) -> Callable[[], None]:
+    """What sets a rank's threads. With lag, the workers beside the learner are at work while it learns."""
+    if rank:
+        return partial(torch.set_num_threads, plan.threads[rank])
+    return partial(use_threads, plan.threads[0], busy=plan.beside_learner if lag else 0)
 
 
 def add_learner(

@@ -107,6 +107,8 @@ class Worker:
         self._carry_over() if self._started else self._start()
         trajectory["version"][:] = command.version
         trajectory["core"][:] = self._core
+        trajectory["episode"][:, 1:] = self._ids[:, None]
+        trajectory["seed"][:, 1:] = NO_SEED
         noise = self._draw(command.iteration)  # [T, N, noise_size]
         for t in range(T):
             self._ask(t, noise[t])
@@ -176,16 +178,17 @@ class Worker:
         seeded = self._cross_seam(t, ended) if is_seam else self._unseeded
         self._collected += 1
         self.emulator.step(trajectory["action"][:, t], seeded, self._frames[t + 1])
-        trajectory["episode"][:, t + 1] = self._ids
-        trajectory["seed"][:, t + 1] = seeded
         self._age = next_age(self._age, trajectory["step_type"][:, t + 1]) if is_seam else self._age + 1
 
     def _cross_seam(self, t: int, ended: np.ndarray) -> np.ndarray:
         """Go to the next episode where `ended` (bool [N]): this is no step, its action is ignored. Seeds int64 [N]."""
-        self.trajectory["log_prob"][ended, t] = 0
+        trajectory = self.trajectory
+        trajectory["log_prob"][ended, t] = 0
         self._collected[ended] -= 1
         seeded = self.lanes.advance(ended)
         self._ids = self.lanes.ids
+        trajectory["episode"][:, t + 1 :] = self._ids[:, None]
+        trajectory["seed"][:, t + 1] = seeded
         return seeded
 
     def _observation(self, t: int) -> dict[str, np.ndarray]:

@@ -68,12 +68,10 @@ def test_the_learner_takes_its_cores_and_the_workers_of_a_host_share_theirs():
     assert make_plan(one_host(4, 4, bound=True), many).threads == (1, 1, 1, 1)
 
 
-def test_a_learner_beside_busy_workers_leaves_each_a_core():
-    assert make_plan(one_host(3, 8), EACH_4, lag=1).threads == (6, 1, 1)
-    assert make_plan(one_host(3, 2), EACH_4, lag=1).threads == (1, 1, 1)
-    assert make_plan(two_hosts(), EACH_4, lag=1).threads[0] == make_plan(two_hosts(), EACH_4).threads[0] - 1
-    assert make_plan(one_host(3, 8), {**EACH_4, "bind": "cores"}, lag=1).threads == (6, 1, 1)
-    assert make_plan(one_host(3, 8), {**EACH_4, "learner_threads": 8}, lag=1).threads == (8, 1, 1)
+def test_workers_on_the_learners_cores_are_counted():
+    assert make_plan(one_host(3, 2), EACH_4).beside_learner == 2
+    assert make_plan(two_hosts(), EACH_4).beside_learner == 1
+    assert make_plan(one_host(3, 8), {**EACH_4, "bind": "cores"}).beside_learner == 0
 
 
 @pytest.mark.parametrize("lanes, threads", [(0, 1), (4, 1), (31, 1), (32, 2), (256, 4)])

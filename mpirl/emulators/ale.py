@@ -107,7 +107,8 @@ class AtariLanes(EmulatorBatch):
         if any_begin:
             action[begins] = NOOP
         # ale-py never returns from a step with an action that the game does not have.
-        assert action.view(np.uint64).max() < self._num_actions, f"actions {action} of {self._num_actions}"  # -1 is huge
+        largest = np.maximum.reduce(action.view(np.uint64))  # -1 is huge
+        assert largest < self._num_actions, f"actions {action} of {self._num_actions}"
         # Lanes that ended begin a new episode here, by ale-py's own autoreset. It cannot seed: those due for a seed
         # begin once more, which leaves the other lanes as they are.
         observation, reward, terminated, truncated, info = self._environment.step(action)

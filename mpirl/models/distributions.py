@@ -6,12 +6,14 @@ They are pure functions of their parameters and compute in float32 whatever prec
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mpirl.errors import UserError
-from mpirl.models.base import Distribution
+from mpirl.models.base import Choose, Distribution
 from mpirl.specs import ArraySpec
 
 
@@ -41,6 +43,9 @@ class Categorical(Distribution):
         log_prob = parameters.float().log_softmax(-1)
         # A logit of -inf (an impossible action) contributes 0, not 0 * -inf.
         return -(log_prob.exp() * log_prob.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
+
+    def lean(self) -> Choose | None:
+        return partial(choose_category, dtype=_numpy(self.dtype)) if type(self) is Categorical else None
 
 
 class EpsilonGreedy(Distribution):
@@ -117,6 +122,10 @@ class DiagonalGaussian(Distribution):
         """Standard deviations [B, D]."""
         return self._split(parameters)[1].exp()
 
+    def lean(self) -> Choose | None:
+        is_this = type(self) is DiagonalGaussian
+        return partial(choose_vector, shape=self.shape, dtype=_numpy(self.dtype)) if is_this else None
+
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = parameters.float().split(self.noise_size, -1)
         return mean, log_std
@@ -136,3 +145,29 @@ def distribution_for(action: ArraySpec) -> Distribution:
         f"no action distribution for actions of shape {action.shape} and dtype {action.dtype}: "
         "use a discrete action (num_values set) or a floating-point array, or give the emulator a wrapper that does"
     )
+
+
+def choose_category(logits: np.ndarray, noise: np.ndarray | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Categorical's `sample` (`mode` without noise) and `log_prob`, from logits float32 [B, A] and noise float32 [B, 1]."""
+    shifted = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
+    cumulative = np.exp(shifted).cumsum(1)  # not normalised
+    total = cumulative[:, -1:]
+    action = logits.argmax(1) if noise is None else np.add.reduce(cumulative <= noise * total, axis=1)
+    log_prob = shifted[np.arange(len(action)), action] - np.log(total[:, 0])
+    return action.astype(dtype, copy=False), log_prob
+
+
+def choose_vector(
+    parameters: np.ndarray, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """DiagonalGaussian's `sample` (`mode` without noise) and `log_prob`, from float32 [B, 2 D] and noise float32 [B, D]."""
+    size = parameters.shape[1] // 2
+    mean, log_std = parameters[:, :size], parameters[:, size:]
+    flat = (mean if noise is None else mean + np.exp(log_std) * noise).astype(dtype, copy=False)
+    deviation = (flat.astype(np.float32, copy=False) - mean) * np.exp(-log_std)
+    log_prob = np.add.reduce(-0.5 * deviation * deviation - log_std - np.float32(0.5 * math.log(2 * math.pi)), axis=1)
+    return flat.reshape(-1, *shape), log_prob
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch."))

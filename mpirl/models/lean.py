@@ -6,18 +6,14 @@ that weights written there are acted with at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
 
-from mpirl.models.base import Distribution, Lean, Output
-from mpirl.models.distributions import Categorical, DiagonalGaussian
+from mpirl.models.base import Choose, Lean, Output
 
 Layer = tuple[np.ndarray, np.ndarray]
-Choose = Callable[[np.ndarray, "np.ndarray | None"], "tuple[np.ndarray, np.ndarray]"]
 
 MOST_WORK = 1 << 18
 """Multiplications of one matrix product. Above, OpenBLAS starts threads, which take milliseconds where cores are shared."""
@@ -26,7 +22,7 @@ MOST_WORK = 1 << 18
 class LeanMLP(Lean):
     """policy_trunk, value_trunk: Linear layers, each followed by `activation`; None shares the policy's.
 
-    num_values: by observation field, of discrete ones. choose: as `Lean.choose`.
+    num_values: by observation field, of discrete ones. choose: the distribution's, as `Distribution.lean` gives it.
     """
 
     def __init__(
@@ -75,37 +71,6 @@ class LeanMLP(Lean):
         return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
 
-def chooser(distribution: Distribution) -> Choose | None:
-    """`Lean.choose` for actions of this distribution, None where there is no lean way."""
-    if type(distribution) is Categorical:
-        return partial(choose_category, dtype=_dtype(distribution))
-    if type(distribution) is DiagonalGaussian:
-        return partial(choose_vector, shape=distribution.shape, dtype=_dtype(distribution))
-    return None
-
-
-def choose_category(logits: np.ndarray, noise: np.ndarray | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Categorical's `sample` (`mode` without noise) and `log_prob`, from logits float32 [B, A] and noise float32 [B, 1]."""
-    shifted = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
-    cumulative = np.exp(shifted).cumsum(1)  # not normalised
-    total = cumulative[:, -1:]
-    action = logits.argmax(1) if noise is None else np.add.reduce(cumulative <= noise * total, axis=1)
-    log_prob = shifted[np.arange(len(action)), action] - np.log(total[:, 0])
-    return action.astype(dtype, copy=False), log_prob
-
-
-def choose_vector(
-    parameters: np.ndarray, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray]:
-    """DiagonalGaussian's `sample` (`mode` without noise) and `log_prob`, from float32 [B, 2 D] and noise float32 [B, D]."""
-    size = parameters.shape[1] // 2
-    mean, log_std = parameters[:, :size], parameters[:, size:]
-    flat = (mean if noise is None else mean + np.exp(log_std) * noise).astype(dtype, copy=False)
-    deviation = (flat.astype(np.float32, copy=False) - mean) * np.exp(-log_std)
-    log_prob = np.add.reduce(-0.5 * deviation * deviation - log_std - np.float32(0.5 * math.log(2 * math.pi)), axis=1)
-    return flat.reshape(-1, *shape), log_prob
-
-
 def _trunk(trunk: nn.Sequential) -> list[tuple[Layer, Callable[..., np.ndarray]]]:
     activations = {nn.Tanh: np.tanh, nn.ReLU: _relu}
     return [(_layer(linear), activations[type(activation)]) for linear, activation in zip(trunk[::2], trunk[1::2])]
@@ -139,7 +104,3 @@ def _encoded(values: np.ndarray, num_values: int | None) -> np.ndarray:
     if num_values is not None:
         values = values[..., None] == np.arange(num_values)
     return values.reshape(len(values), -1).astype(np.float32, copy=False)
-
-
-def _dtype(distribution: Categorical | DiagonalGaussian) -> np.dtype:
-    return np.dtype(str(distribution.dtype).removeprefix("torch."))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpirl.errors import UserError
 from mpirl.models.base import Distribution, Lean, Model, Output, is_small
 from mpirl.models.distributions import DiagonalGaussian, distribution_for
-from mpirl.models.lean import LeanMLP, chooser
+from mpirl.models.lean import LeanMLP
 from mpirl.specs import ArraySpec, Specs
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -51,7 +51,7 @@ class MLP(Model):
         return self.heads(policy, value), core
 
     def lean(self) -> Lean | None:
-        choose = chooser(self.distribution)
+        choose = self.distribution.lean()
         on_cpu = all(parameter.device.type == "cpu" for parameter in self.parameters())
         if type(self) is not MLP or choose is None or not is_small(self) or not on_cpu:
             return None

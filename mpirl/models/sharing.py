@@ -19,18 +19,29 @@ from torch.autograd.function import once_differentiable
 SMALLEST = 64
 """Rows of a share; below that, what an operation costs by itself begins to show."""
 
+_most = 0  # shares; 0: as many as torch's threads
+
 Result = TypeVar("Result")
 
 
+def use_threads(number: int, busy: int = 0) -> None:
+    """Learn with so many threads while other processes keep `busy` of their cores at work: a minibatch is shared among all,
+    a single operation among those that are left. It would end no sooner than the one that has to wait for a core.
+    """
+    global _most
+    _most = number
+    torch.set_num_threads(max(1, number - busy))
+
+
 def in_shares(layers: Callable[[slice], Tensor], num_rows: int, parameters: Sequence[Tensor]) -> Tensor:
-    """layers(rows) for all rows, [num_rows, ...]; shared among torch's threads where a gradient is wanted on the CPU.
+    """layers(rows) for all rows, [num_rows, ...]; shared among threads where a gradient is wanted on the CPU.
 
     layers: a pure function of these parameters that gives each row a result of its own.
     """
     learned = [parameter for parameter in parameters if parameter.requires_grad and parameter.device.type == "cpu"]
     if not learned or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return layers(slice(0, num_rows))
-    count = min(torch.get_num_threads(), num_rows // SMALLEST)
+    count = min(_most or torch.get_num_threads(), num_rows // SMALLEST)
     if count < 2:
         return layers(slice(0, num_rows))
     bounds = [num_rows * part // count for part in range(count + 1)]
@@ -64,7 +75,7 @@ def with_graph(layers: Callable[[slice], Tensor], rows: slice) -> Tensor:
 def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """The tasks' results, each from a thread with an equal part of torch's threads and the caller's autocast."""
     threads = torch.get_num_threads()
-    run = partial(in_thread, threads // len(tasks), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+    run = partial(in_thread, max(1, threads // len(tasks)), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
     others = [helpers(len(tasks) - 1, os.getpid()).submit(run, task) for task in tasks[1:]]
     try:
         return [run(tasks[0]), *(other.result() for other in others)]

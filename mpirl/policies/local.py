@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mpirl.models.base import Model, Output
-from mpirl.models.lean import chooser
 from mpirl.policies.base import Decision, Policy
 from mpirl.policies.lean import LeanPolicy
 
@@ -37,7 +36,7 @@ class LocalPolicy(Policy):
         self.extras = tuple(extras)
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._acting, self._context = model, autocast
-        self._choose = chooser(model.distribution) if self._device.type == "cpu" else None
+        self._choose = model.distribution.lean() if self._device.type == "cpu" else None
 
     def refresh(self) -> None:
         """Convert the weights to the precision of acting once, for models that can (`acting_copy`).
@@ -55,30 +54,26 @@ class LocalPolicy(Policy):
         self, observation: Mapping[str, np.ndarray], step_type: np.ndarray, core: np.ndarray, noise: np.ndarray | None
     ) -> Decision:
         fields = {name: self._tensor(array) for name, array in observation.items()}
-        output, next_core = self._forward(fields, self._tensor(step_type), self._tensor(core))
-        if self._choose:
-            action, log_prob = self._choose(output.parameters.float().numpy(), noise)
-        else:
-            chosen = self._chosen(output.parameters, None if noise is None else self._tensor(noise))
-            action, log_prob = (tensor.cpu().numpy() for tensor in chosen)
-        recorded = {name: getattr(output, name).cpu().numpy() for name in self.extras}
-        return Decision(action, log_prob, next_core.cpu().numpy(), recorded)
+        given = None if noise is None else self._tensor(noise)
+        action, log_prob, next_core, extras = self.decide(fields, self._tensor(step_type), self._tensor(core), given)
+        recorded = {name: tensor.cpu().numpy() for name, tensor in extras.items()}
+        return Decision(action.cpu().numpy(), log_prob.cpu().numpy(), next_core.cpu().numpy(), recorded)
 
+    @torch.inference_mode()
     def decide(
         self, fields: Mapping[str, Tensor], step_type: Tensor, core: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As `act`, from and to tensors on the model's device (action, log_prob, core, extras), without waiting for it."""
-        output, next_core = self._forward(fields, step_type, core)
-        return *self._chosen(output.parameters, noise), next_core, {name: getattr(output, name) for name in self.extras}
-
-    @torch.inference_mode()
-    def _forward(self, fields: Mapping[str, Tensor], step_type: Tensor, core: Tensor) -> tuple[Output, Tensor]:
         with self._context():
-            return self._acting(fields, step_type, core)
+            output, next_core = self._acting(fields, step_type, core)
+        action, log_prob = self._chosen(output.parameters, noise)
+        return action, log_prob, next_core, {name: getattr(output, name) for name in self.extras}
 
-    @torch.inference_mode()
     def _chosen(self, parameters: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Actions and their log-probabilities."""
+        """Actions and their log-probabilities; on the CPU in numpy, whose few operations on few numbers take less time."""
+        if self._choose:
+            found = self._choose(parameters.float().numpy(), None if noise is None else noise.numpy())
+            return torch.from_numpy(found[0]), torch.from_numpy(found[1])
         distribution = self.model.distribution
         action = distribution.mode(parameters) if noise is None else distribution.sample(parameters, noise)
         return action, distribution.log_prob(parameters, action)

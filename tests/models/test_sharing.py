@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mpirl.models.conv import NatureCNN
-from mpirl.models.sharing import SMALLEST, in_shares
+from mpirl.models import sharing
+from mpirl.models.sharing import SMALLEST, in_shares, use_threads
 from mpirl.specs import ArraySpec, Specs
 
 SPECS = Specs(
@@ -17,8 +18,9 @@ SPECS = Specs(
 
 
 @pytest.fixture(autouse=True)
-def threads():
+def threads(monkeypatch):
     """Two threads of torch's, and one again after the test."""
+    monkeypatch.setattr(sharing, "_most", 0)
     torch.set_num_threads(2)
     yield 2
     assert torch.get_num_threads() == 2, "the caller's number of threads was changed"
@@ -78,6 +80,23 @@ def test_each_thread_takes_its_rows_with_one_thread_of_torch():
 
     assert torch.equal(in_shares(layers, 200, [weight]), torch.arange(200.0))
     assert sorted((rows.start, rows.stop, threads) for rows, threads in seen.values()) == [(0, 100, 1), (100, 200, 1)]
+
+
+@pytest.mark.parametrize("number, busy, each", [(3, 0, 3), (3, 1, 2), (3, 3, 1), (1, 4, 1)])
+def test_busy_cores_are_left_out_of_single_operations_only(number, busy, each):
+    weight, shares = nn.Parameter(torch.ones(1)), []
+
+    def layers(rows):
+        shares.append(torch.get_num_threads())
+        return weight * torch.ones(3 * SMALLEST)[rows]
+
+    try:
+        use_threads(number, busy)
+        in_shares(layers, 3 * SMALLEST, [weight])
+        assert torch.get_num_threads() == each
+        assert shares == ([1] * number if number > 1 else [each])
+    finally:
+        torch.set_num_threads(2)
 
 
 @pytest.mark.parametrize("why", ["few rows", "no gradient", "nothing to learn"])

@@ -102,7 +102,7 @@ def test_samples_follow_the_noise_over_all_actions():
 
 
 def test_impossible_and_certain_actions_give_finite_decisions():
-    choose = lean.chooser(Categorical(3))
+    choose = Categorical(3).lean()
     logits = np.array([[0, -np.inf, -np.inf], [-np.inf, 500, -500], [-np.inf, -np.inf, 80]], np.float32)
     almost_one = np.full((3, 1), np.nextafter(np.float32(1), np.float32(0)))
     for noise in (None, np.zeros((3, 1), np.float32), almost_one):
