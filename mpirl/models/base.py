@@ -19,7 +19,7 @@ class Output(NamedTuple):
 
 
 Choose = Callable[[np.ndarray, Optional[np.ndarray]], tuple[np.ndarray, np.ndarray]]
-"""Action parameters float32 [B, A] and noise float32 [B, noise_size], or None, to actions [B, ...] and their log_prob float32 [B]."""
+"""Parameters float32 [B, A] and noise float32 [B, noise_size], or None, to actions [B, ...] and their log_prob float32 [B]."""
 
 
 class Distribution(ABC):

@@ -102,7 +102,8 @@ class Heads(nn.Module):
         """Both heads of one vector of features, with the weights as they are now; of linear ones in one product."""
         if not isinstance(self.policy, nn.Linear):
             return lambda features: self(features, features)
-        weight, bias = (torch.cat([getattr(head, name).detach() for head in (self.policy, self.value)]) for name in ("weight", "bias"))
+        weight = torch.cat([self.policy.weight, self.value.weight]).detach()
+        bias = torch.cat([self.policy.bias, self.value.bias]).detach()
 
         def outputs(features: Tensor) -> Output:
             both = nn.functional.linear(features.float(), weight, bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +65,31 @@ def tell(observers: Iterable[Observer], report: Report) -> None:
     """Let all observers see an iteration, in their order."""
     for observer in observers:
         observer.observe(report)
+
+
+class Telling:
+    """Tells observers of an iteration only when the workers play the next one: then the learner waits anyway.
+
+    As a context, it tells at its end what it has not told, also where that is a failure.
+    """
+
+    def __init__(self, observers: Iterable[Observer]):
+        self._observers = tuple(observers)
+        self._report: Report | None = None
+
+    def later(self, report: Report) -> None:
+        """Keep a report for the next `now`, which is at once for the one before."""
+        self.now()
+        self._report = report
+
+    def now(self) -> None:
+        report, self._report = self._report, None
+        if report:
+            tell(self._observers, report)
+
+    def __enter__(self) -> Telling:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        with suppress(Exception) if kind else nullcontext():  # the failure that is on its way is the one to tell of
+            self.now()
