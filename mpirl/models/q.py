@@ -46,10 +46,13 @@ class QNetwork(Model):
         return self.network.initial(num_lanes)
 
     def acting_copy(self, dtype: torch.dtype) -> QNetwork:
-        """The wrapped model's own (see NatureCNN) as such a network; where it makes none, this model."""
+        """As NatureCNN's, where the wrapped model makes one; else this model."""
         if not hasattr(self.network, "acting_copy"):
             return self
-        acting = QNetwork(self.network.acting_copy(dtype), self.dueling)
+        network = self.network.acting_copy(dtype)
+        if network is self.network:
+            return self
+        acting = QNetwork(network, self.dueling)
         acting.epsilon = self.epsilon
         return acting
 

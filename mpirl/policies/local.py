@@ -39,14 +39,16 @@ class LocalPolicy(Policy):
         self._choose = model.distribution.lean() if self._device.type == "cpu" else None
 
     def refresh(self) -> None:
-        """Convert the weights to the precision of acting once, for models that can (`acting_copy`).
+        """Bring the weights into the form that is acted with once, for models that can (`acting_copy`).
 
         Optional: it makes small batches quicker. Who calls it must do so again whenever the weights change.
         """
+        if not hasattr(self.model, "acting_copy"):
+            return
+        device = self._device.type
         with self.autocast():
-            if not hasattr(self.model, "acting_copy") or not torch.is_autocast_enabled(self._device.type):
-                return
-            acting = self.model.acting_copy(torch.get_autocast_dtype(self._device.type))
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        acting = self.model.acting_copy(dtype)
         if acting is not self.model:
             self._acting, self._context = acting, nullcontext
 

@@ -7,6 +7,7 @@ from torch.nn import functional
 from mpirl.errors import UserError
 from mpirl.models.conv import NatureCNN, fold, model_for, relu
 from mpirl.models.mlp import MLP
+from mpirl.models.packed import can_pack
 from mpirl.specs import ArraySpec, Specs
 
 torch.set_num_threads(1)
@@ -100,16 +101,17 @@ def test_other_fields_reach_the_output():
     assert value[0] != value[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [(84, 84), (37, 45)])
 @pytest.mark.parametrize("mean", [0, 87])
-def test_acting_copy_computes_what_autocast_does(size, mean):
+def test_acting_copy_computes_what_the_model_does_in_its_precision(size, mean, dtype):
     torch.manual_seed(0)
     model = NatureCNN(specs(*size, speed=ArraySpec((), "float32")), hidden=32, pixel_mean=mean)
     image, speed = frames(3, 4, *size), torch.randn(3, 4)
-    acting = model.acting_copy(torch.bfloat16)
+    acting = model.acting_copy(dtype)
     with torch.inference_mode():
         output = outputs(acting, image, speed=speed)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             expected = outputs(model, image, speed=speed)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)  # one product for both heads sums in another order
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -147,21 +149,24 @@ def test_unknown_settings_of_the_chosen_model_are_named():
         model_for(specs(84, 84), activation="relu")
 
 
-def test_acting_copy_is_packed_where_this_machine_can_and_takes_any_number_of_rows():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_acting_copy_is_packed_where_this_machine_can_and_takes_any_number_of_rows(dtype):
     model = NatureCNN(specs(84, 84), hidden=64)
-    acting = model.acting_copy(torch.bfloat16)
-    assert bool(acting._ready)
+    acting = model.acting_copy(dtype)
+    assert (acting is model) == (dtype == torch.float32 and not can_pack(torch.zeros(1)))
     for rows in (3, 1, 8):  # the first fixes the layout
         image = frames(rows, 4, 84, 84)
         with torch.inference_mode():
             value = outputs(acting, image).value
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 torch.testing.assert_close(value, outputs(model, image).value, rtol=1e-5, atol=1e-6)
 
 
 def test_acting_copy_without_packed_layers_is_autocast_too(monkeypatch):
     monkeypatch.setattr("mpirl.models.conv.can_pack", lambda weight: False)
-    test_acting_copy_computes_what_autocast_does((84, 84), 87)
+    test_acting_copy_computes_what_the_model_does_in_its_precision((84, 84), 87, torch.bfloat16)
+    model = NatureCNN(specs(84, 84), hidden=8)
+    assert model.acting_copy(torch.float32) is model
 
 
 def test_channels_set_the_width_of_each_convolution():

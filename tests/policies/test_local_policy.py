@@ -3,6 +3,7 @@
 import contextlib
 
 import numpy as np
+import pytest
 import torch
 
 from mpirl.models.conv import NatureCNN
@@ -89,11 +90,12 @@ def test_weights_written_to_the_vector_are_acted_with_at_once():
     assert not decide(policy, rows(3)).extras["value"].any()
 
 
-def test_refresh_changes_no_decision_and_follows_the_weights():
+@pytest.mark.parametrize("autocast", [bfloat16, contextlib.nullcontext])
+def test_refresh_changes_no_decision_and_follows_the_weights(autocast):
     frames = np.random.default_rng(0).integers(0, 256, (3, 4, 36, 36), np.uint8)
     model = NatureCNN(IMAGE, hidden=8)
     weights = FlatWeights(model)
-    plain, refreshed = (LocalPolicy(model, bfloat16, extras=["value", "parameters"]) for _ in range(2))
+    plain, refreshed = (LocalPolicy(model, autocast, extras=["value", "parameters"]) for _ in range(2))
     for _ in range(2):
         refreshed.refresh()
         for name, array in decide(plain, frames).extras.items():
@@ -101,7 +103,8 @@ def test_refresh_changes_no_decision_and_follows_the_weights():
         weights.array[:] *= 1.5
 
 
-def test_refresh_without_autocast_or_support_is_nothing():
+def test_refresh_without_support_is_nothing(monkeypatch):
+    monkeypatch.setattr("mpirl.models.conv.can_pack", lambda weight: False)
     for policy in (LocalPolicy(NatureCNN(IMAGE, hidden=8), contextlib.nullcontext), LocalPolicy(MLP(PLAIN), bfloat16)):
         policy.refresh()
         assert policy._acting is policy.model
