@@ -85,7 +85,7 @@ def check_emulator(make: Callable[[], Any], *, episodes: int = 2, max_steps: int
 
 
 def check_model(model: Model, specs: Specs) -> None:
-    """Check a model: shapes and dtypes, that the rows of its input do not mix, and its action distribution."""
+    """Check a model: shapes and dtypes, that the rows of its input do not mix, its action distribution, and its forms for acting."""
     from mpirl import testing_models
 
     testing_models.check_model(model, specs)

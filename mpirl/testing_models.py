@@ -27,8 +27,8 @@ def check_model(model: Model, specs: Specs) -> None:
     _check_tensor(model.initial(ROWS), "initial(n)", (ROWS, model.core_size))
     core = torch.from_numpy(random.normal(size=(ROWS, model.core_size)).astype(np.float32))
 
-    def forward(rows: list[int], core: Tensor = core) -> dict[str, Tensor]:
-        output, after = model({name: array[rows] for name, array in observation.items()}, step_type[rows], core[rows])
+    def forward(rows: list[int], core: Tensor = core, of: Model = model) -> dict[str, Tensor]:
+        output, after = of({name: array[rows] for name, array in observation.items()}, step_type[rows], core[rows])
         return {"parameters": output.parameters, "value": output.value, "core": after}
 
     together = forward(list(range(ROWS)))
@@ -39,6 +39,7 @@ def check_model(model: Model, specs: Specs) -> None:
     noisy = forward(list(range(ROWS)), torch.where((step_type == StepType.FIRST)[:, None], core + 1.0, core))
     _check_close(noisy, together, "the core before a FIRST observation has influence: zero it there")
     _check_gradients(model, together)
+    _check_acting_copies(model, lambda of: forward(list(range(ROWS)), of=of))
     check_distribution(model.distribution, together["parameters"][0].detach(), specs.action)
     mild = torch.from_numpy(random.normal(size=(model.distribution.num_parameters,)).astype(np.float32) / 2)
     check_distribution(model.distribution, mild, specs.action)
@@ -61,6 +62,16 @@ def _check_gradients(model: Model, outputs: Fields) -> None:
         assert all(torch.isfinite(gradient).all() for gradient in given), f"gradients of output.{name} are not finite"
 
 
+@torch.inference_mode()
+def _check_acting_copies(model: Model, forward: Callable[[Model], Fields]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        acting = model.acting_copy(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            expected = forward(model)
+        if acting is not model:
+            _check_close(forward(acting), expected, f"acting_copy({dtype}) computes something else than the model")
+
+
 def check_distribution(distribution: Distribution, parameters: Tensor, action: ArraySpec) -> None:
     """Check shapes and values of samples, mode, log-probabilities and entropies. parameters: [A]."""
     many = parameters.repeat(20_000, 1)
@@ -76,6 +87,20 @@ def check_distribution(distribution: Distribution, parameters: Tensor, action: A
     _check_tensor(entropy, "entropy", (len(many),))
     at_mode = distribution.log_prob(many, distribution.mode(many))[0]
     assert log_prob.max() <= at_mode + 1e-4, "a sample is likelier than the mode"
+    _check_lean(distribution, many, noise)
+
+
+def _check_lean(distribution: Distribution, parameters: Tensor, noise: Tensor) -> None:
+    choose = distribution.lean()
+    if choose is None:
+        return
+    for expected, given in ((distribution.sample(parameters, noise), noise.numpy()), (distribution.mode(parameters), None)):
+        action, log_prob = map(torch.from_numpy, choose(parameters.numpy(), given))
+        _check_tensor(action, "lean()'s choice", tuple(expected.shape), expected.dtype)
+        same = torch.isclose(action, expected, rtol=1e-3, atol=1e-4).reshape(len(action), -1).all(1)
+        assert same.float().mean() > 0.999, "lean() chooses other actions than sample and mode"  # rounding moves borders
+        right = torch.allclose(log_prob, distribution.log_prob(parameters, action), rtol=1e-3, atol=1e-4)
+        assert right, "lean() gives other log-probabilities than log_prob"
 
 
 def check_entropy(distribution: Distribution, parameters: Tensor) -> None:
@@ -121,4 +146,4 @@ def _check_tensor(array: Tensor, what: str, shape: tuple[int, ...], dtype: torch
 
 def _check_close(one: Fields, two: Fields, message: str) -> None:
     for name in one:
-        assert torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4), f"{message}; {name} differs"
+        assert torch.allclose(one[name].float(), two[name].float(), rtol=1e-3, atol=1e-4), f"{message}; {name} differs"

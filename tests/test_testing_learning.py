@@ -1,5 +1,6 @@
 """The conformance kits of models and algorithms let good examples pass and name what is wrong with bad ones."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -63,6 +64,22 @@ class NoGradient(Linear):
         return output._replace(value=torch.zeros(len(step_type), requires_grad=True)), core
 
 
+class OtherActing(Linear):
+    def acting_copy(self, dtype):
+        return Linear(SPECS) if dtype == torch.bfloat16 else self
+
+
+class OtherChoice(Categorical):
+    def lean(self):
+        return lambda parameters, noise: (np.ones(len(parameters), np.int64), parameters[:, 1])
+
+
+class OtherLogProb(Categorical):
+    def lean(self):
+        choose = Categorical(self.num_parameters).lean()
+        return lambda *given: (choose(*given)[0], choose(*given)[1] + 0.1)
+
+
 class WrongEntropy(Categorical):
     def entropy(self, parameters):
         return super().entropy(parameters) + 0.1
@@ -98,6 +115,7 @@ def test_a_good_model_passes(core_size):
         (lambda: NoGradient(SPECS), "no gradient flows from output.value"),
         (lambda: DoublePrecision(SPECS), "scale is torch.float64"),
         (lambda: Linear(SPECS).double(), "torch.float64"),
+        (lambda: OtherActing(SPECS), "acting_copy.torch.bfloat16. computes something else"),
     ],
 )
 def test_a_bad_model_is_noticed(make, complaint):
@@ -113,6 +131,8 @@ def test_a_bad_model_is_noticed(make, complaint):
         (WrongLogProb, "likelier than the mode"),
         (UnseededSample, "no function of parameters and noise"),
         (WrongSampleDtype, "sample is torch.float32"),
+        (OtherChoice, "lean.. chooses other actions"),
+        (OtherLogProb, "lean.. gives other log-probabilities"),
     ],
 )
 def test_a_bad_distribution_is_noticed(distribution, complaint):

@@ -103,6 +103,12 @@ class Model(nn.Module):
         """
         return None
 
+    def acting_copy(self, dtype: torch.dtype) -> Model:
+        """Optional: a copy to act with until the weights change, which were prepared for that once. Without autocast it computes
+        what this model does under autocast to `dtype` (float32: without). This model: there is none. For subclasses, as `lean`.
+        """
+        return self
+
 
 def is_small(model: Model) -> bool:
     """Whether the model's arithmetic is too little to gain from more threads, from bfloat16, or from torch when it acts."""

@@ -81,15 +81,13 @@ class NatureCNN(Model):
             hidden = torch.cat([hidden, self.features(observation).to(hidden.dtype)], -1)
         return self._outputs(last(hidden)), core
 
-    def acting_copy(self, dtype: torch.dtype) -> NatureCNN:
-        """A copy for inference, without autocast, that computes what this model does in `dtype`; itself where none is quicker.
-
-        It holds the weights converted and in the layout of the computation: that is done anew at every call else, which for a
-        few lanes costs as much as the rest.
+    def acting_copy(self, dtype: torch.dtype) -> Model:
+        """It holds the weights converted and in the layout of the computation: else every call does that anew, which for a few
+        lanes costs as much as the rest. In float32 there is none where this machine knows no such layout.
         """
         kernel = self._kernel().detach().to(dtype)
         is_packed = can_pack(kernel)
-        if not is_packed and dtype == torch.float32:
+        if type(self) is not NatureCNN or not is_packed and dtype == torch.float32:
             return self
         layers = (self.conv2, self.conv3, self.hidden)
         rounded = [self.conv1.bias, *(parameter for layer in layers for parameter in layer.parameters())]

@@ -45,12 +45,9 @@ class QNetwork(Model):
     def initial(self, num_lanes: int) -> Tensor:
         return self.network.initial(num_lanes)
 
-    def acting_copy(self, dtype: torch.dtype) -> QNetwork:
-        """As NatureCNN's, where the wrapped model makes one; else this model."""
-        if not hasattr(self.network, "acting_copy"):
-            return self
+    def acting_copy(self, dtype: torch.dtype) -> Model:
         network = self.network.acting_copy(dtype)
-        if network is self.network:
+        if type(self) is not QNetwork or network is self.network:
             return self
         acting = QNetwork(network, self.dueling)
         acting.epsilon = self.epsilon

@@ -39,12 +39,10 @@ class LocalPolicy(Policy):
         self._choose = model.distribution.lean() if self._device.type == "cpu" else None
 
     def refresh(self) -> None:
-        """Bring the weights into the form that is acted with once, for models that can (`acting_copy`).
+        """Prepare the weights for acting once, for models that can (`Model.acting_copy`).
 
         Optional: it makes small batches quicker. Who calls it must do so again whenever the weights change.
         """
-        if not hasattr(self.model, "acting_copy"):
-            return
         device = self._device.type
         with self.autocast():
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32

@@ -169,6 +169,19 @@ def test_acting_copy_without_packed_layers_is_autocast_too(monkeypatch):
     assert model.acting_copy(torch.float32) is model
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_subclass_acts_as_itself(dtype):
+    class Own(NatureCNN):
+        """Without the second convolution's activation."""
+
+        def _layers(self, kernel=None):
+            first, _, *others = super()._layers(kernel)
+            return first, self.conv2, *others
+
+    model = Own(specs(84, 84), hidden=8)
+    assert model.acting_copy(dtype) is model
+
+
 def test_channels_set_the_width_of_each_convolution():
     model = NatureCNN(specs(84, 84), hidden=16, channels=[4, 8, 12])
     assert [layer.out_channels for layer in (model.conv1, model.conv2, model.conv3)] == [4, 8, 12]
