@@ -87,6 +87,8 @@ class Worker:
         self._unseeded = np.full(trajectory.num_lanes, NO_SEED, np.int64)
         self._unseeded.flags.writeable = False
         self._frames = [self._frame(t) for t in range(trajectory.layout.steps + 1)]
+        T = trajectory.layout.steps
+        self._choices = [(trajectory["action"][:, t], trajectory["log_prob"][:, t]) for t in range(T)]  # views of it, too
         self._collected = np.zeros(trajectory.num_lanes, np.int64)  # true steps, counted as they are made
         self._core = np.zeros_like(trajectory["core"])  # recurrent state [N, S]
         self._started = False
@@ -161,24 +163,22 @@ class Worker:
             trajectory[name][:, 0] = trajectory[name][:, T]
 
     def _ask(self, t: int, noise: np.ndarray | None) -> None:
-        self.policy.ask(self._observation(t), self.trajectory["step_type"][:, t], self._core, noise)
+        self.policy.ask(self._observation(t), self._frames[t].step_type, self._core, noise)
 
     def _act(self, t: int) -> None:
-        trajectory, decision = self.trajectory, self.policy.answer()
-        trajectory["action"][:, t] = decision.action
-        trajectory["log_prob"][:, t] = decision.log_prob
+        (action, log_prob), decision = self._choices[t], self.policy.answer()
+        action[:], log_prob[:] = decision.action, decision.log_prob
         for name, values in decision.extras.items():
-            trajectory[name][:, t] = values
+            self.trajectory[name][:, t] = values
         self._core = decision.core
 
     def _step(self, t: int) -> None:
-        trajectory = self.trajectory
-        ended = trajectory["step_type"][:, t] == LAST
+        ended = self._frames[t].step_type == LAST
         is_seam = np.count_nonzero(ended) > 0  # in few ticks only; the others do without what it takes
         seeded = self._cross_seam(t, ended) if is_seam else self._unseeded
         self._collected += 1
-        self.emulator.step(trajectory["action"][:, t], seeded, self._frames[t + 1])
-        self._age = next_age(self._age, trajectory["step_type"][:, t + 1]) if is_seam else self._age + 1
+        self.emulator.step(self._choices[t][0], seeded, self._frames[t + 1])
+        self._age = next_age(self._age, self._frames[t + 1].step_type) if is_seam else self._age + 1
 
     def _cross_seam(self, t: int, ended: np.ndarray) -> np.ndarray:
         """Go to the next episode where `ended` (bool [N]): this is no step, its action is ignored. Seeds int64 [N]."""

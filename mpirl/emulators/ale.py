@@ -86,6 +86,7 @@ class AtariLanes(EmulatorBatch):
             action=ArraySpec((), "int64", num_values=self._num_actions),
             extras={"lives": ArraySpec((), "int32")} if life_loss else {},
         )
+        self._tells_lives = life_loss
         if num_lanes == 0:
             self.close()
         self._ended, self._any_ended = np.zeros(num_lanes, bool), False
@@ -107,7 +108,7 @@ class AtariLanes(EmulatorBatch):
         if any_begin:
             action[begins] = NOOP
         # ale-py never returns from a step with an action that the game does not have.
-        largest = np.maximum.reduce(action.view(np.uint64))  # -1 is huge
+        largest = max(action.view(np.uint64).tolist())  # -1 is huge
         assert largest < self._num_actions, f"actions {action} of {self._num_actions}"
         # Lanes that ended begin a new episode here, by ale-py's own autoreset. It cannot seed: those due for a seed
         # begin once more, which leaves the other lanes as they are.
@@ -127,7 +128,7 @@ class AtariLanes(EmulatorBatch):
     def _write(self, observation: np.ndarray, info: dict[str, np.ndarray], out: Frame) -> None:
         self._picture = observation[:, 0]  # [N, 1, height, width(, 3)] is a stack of one
         out.observation["observation"][:] = self._picture
-        if "lives" in self.specs.extras:
+        if self._tells_lives:
             out.extras["lives"][:] = info["lives"]
 
     def render(self, lane: int) -> np.ndarray | None:
