@@ -30,7 +30,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def packed_convolution(weight: Tensor, bias: Tensor, stride: int) -> Layer:
-    """relu(conv2d(x)) without padding, for x [B, C, H, W] of the weight's type. The weight is packed for the first x; others may differ."""
+    """relu(conv2d(x)) without padding, for x [B, C, H, W] of the weight's type. It is packed for the first x; others may differ."""
     geometry = [0, 0], [stride, stride], [1, 1], 1
     found: list[Tensor] = []
 

@@ -25,12 +25,15 @@ Result = TypeVar("Result")
 
 
 def use_threads(number: int, busy: int = 0) -> None:
-    """Learn with so many threads while other processes keep `busy` of their cores at work: a minibatch is shared among all,
-    a single operation among those that are left. It would end no sooner than the one that has to wait for a core.
+    """Learn with so many threads while other processes keep `busy` of their cores at work, for a while at least: a minibatch is
+    shared among all threads, a single operation among those with cores left, but half of them.
+
+    An operation ends when the last of its threads does, which on a busy core has to wait; but once the others have done their
+    work, a learner with one thread would have one core at work.
     """
     global _most
     _most = number
-    torch.set_num_threads(max(1, number - busy))
+    torch.set_num_threads(max(1, number - min(busy, number // 2)))
 
 
 def in_shares(layers: Callable[[slice], Tensor], num_rows: int, parameters: Sequence[Tensor]) -> Tensor:
@@ -73,9 +76,9 @@ def with_graph(layers: Callable[[slice], Tensor], rows: slice) -> Tensor:
 
 
 def side_by_side(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """The tasks' results, each from a thread with an equal part of torch's threads and the caller's autocast."""
+    """The tasks' results, each from a thread with an equal part of the threads and the caller's autocast."""
     threads = torch.get_num_threads()
-    run = partial(in_thread, max(1, threads // len(tasks)), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+    run = partial(in_thread, (_most or threads) // len(tasks), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
     others = [helpers(len(tasks) - 1, os.getpid()).submit(run, task) for task in tasks[1:]]
     try:
         return [run(tasks[0]), *(other.result() for other in others)]

@@ -82,7 +82,7 @@ def test_each_thread_takes_its_rows_with_one_thread_of_torch():
     assert sorted((rows.start, rows.stop, threads) for rows, threads in seen.values()) == [(0, 100, 1), (100, 200, 1)]
 
 
-@pytest.mark.parametrize("number, busy, each", [(3, 0, 3), (3, 1, 2), (3, 3, 1), (1, 4, 1)])
+@pytest.mark.parametrize("number, busy, each", [(3, 0, 3), (3, 1, 2), (3, 3, 2), (2, 2, 1), (1, 4, 1)])
 def test_busy_cores_are_left_out_of_single_operations_only(number, busy, each):
     weight, shares = nn.Parameter(torch.ones(1)), []
 
