@@ -86,8 +86,8 @@ class Worker:
         self._ids = lanes.ids  # of the present episodes; computed when one begins
         self._unseeded = np.full(trajectory.num_lanes, NO_SEED, np.int64)
         self._unseeded.flags.writeable = False
-        self._frames = [self._frame(t) for t in range(trajectory.layout.steps + 1)]
         T = trajectory.layout.steps
+        self._frames = [self._frame(t) for t in range(T + 1)]
         self._choices = [(trajectory["action"][:, t], trajectory["log_prob"][:, t]) for t in range(T)]  # views of it, too
         self._collected = np.zeros(trajectory.num_lanes, np.int64)  # true steps, counted as they are made
         self._core = np.zeros_like(trajectory["core"])  # recurrent state [N, S]

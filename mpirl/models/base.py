@@ -110,6 +110,11 @@ class Model(nn.Module):
         return self
 
 
+def autocast_dtype(device: str) -> torch.dtype:
+    """What convolutions and products compute in on this kind of device, as it is now."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+
+
 def is_small(model: Model) -> bool:
     """Whether the model's arithmetic is too little to gain from more threads, from bfloat16, or from torch when it acts."""
     return sum(parameter.numel() for parameter in model.parameters()) < 100_000

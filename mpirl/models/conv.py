@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mpirl.errors import UserError
-from mpirl.models.base import Model, Output
+from mpirl.models.base import Model, Output, autocast_dtype
 from mpirl.models.distributions import distribution_for
 from mpirl.models.mlp import MLP, Features, Heads, checked_frame_stack, linear, orthogonal
 from mpirl.models.packed import Layer, can_pack, packed_convolution, packed_linear
@@ -85,9 +85,11 @@ class NatureCNN(Model):
         """It holds the weights converted and in the layout of the computation: else every call does that anew, which for a few
         lanes costs as much as the rest. In float32 there is none where this machine knows no such layout.
         """
+        if type(self) is not NatureCNN:
+            return self
         kernel = self._kernel().detach().to(dtype)
         is_packed = can_pack(kernel)
-        if type(self) is not NatureCNN or not is_packed and dtype == torch.float32:
+        if not is_packed and dtype == torch.float32:
             return self
         layers = (self.conv2, self.conv3, self.hidden)
         rounded = [self.conv1.bias, *(parameter for layer in layers for parameter in layer.parameters())]
@@ -141,11 +143,6 @@ class NatureCNN(Model):
         """The first convolution's weight for `_input`."""
         weight = self.conv1.weight / self.pixel_std
         return functional.pixel_unshuffle(weight, 4) if self.folds else weight
-
-
-def autocast_dtype(device: str) -> torch.dtype:
-    """What convolutions compute in on this kind of device, as it is now."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 def fold(frames: Tensor) -> Tensor:

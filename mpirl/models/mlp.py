@@ -97,7 +97,6 @@ class Heads(nn.Module):
                 return self.forward(policy_features, value_features)
         return Output(self.policy(policy_features.float()), self.value(value_features.float()).squeeze(-1))
 
-
     def joined(self) -> Callable[[Tensor], Output]:
         """Both heads of one vector of features, with the weights as they are now; of linear ones in one product."""
         if not isinstance(self.policy, nn.Linear):

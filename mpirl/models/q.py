@@ -46,8 +46,8 @@ class QNetwork(Model):
         return self.network.initial(num_lanes)
 
     def acting_copy(self, dtype: torch.dtype) -> Model:
-        network = self.network.acting_copy(dtype)
-        if type(self) is not QNetwork or network is self.network:
+        network = self.network.acting_copy(dtype) if type(self) is QNetwork else self.network
+        if network is self.network:
             return self
         acting = QNetwork(network, self.dueling)
         acting.epsilon = self.epsilon

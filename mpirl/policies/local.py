@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpirl.models.base import Model, Output
+from mpirl.models.base import Model, Output, autocast_dtype
 from mpirl.policies.base import Decision, Policy
 from mpirl.policies.lean import LeanPolicy
 
@@ -43,9 +43,8 @@ class LocalPolicy(Policy):
 
         Optional: it makes small batches quicker. Who calls it must do so again whenever the weights change.
         """
-        device = self._device.type
         with self.autocast():
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+            dtype = autocast_dtype(self._device.type)
         acting = self.model.acting_copy(dtype)
         if acting is not self.model:
             self._acting, self._context = acting, nullcontext
