@@ -148,14 +148,16 @@ class NatureCNN(Model):
 def fold(frames: Tensor) -> Tensor:
     """Space to depth: uint8 [B, C, H, W] to [B, 16 C, H / 4, W / 4] in channels_last memory; as `pixel_unshuffle(frames, 4)`.
 
-    Four neighbours in a row move as one int32, which makes it about four times quicker.
+    Four neighbours in a row move as one int32, and first whole groups of four rows, so that what is to be transposed then has
+    even strides: about six times quicker.
     """
     batch, channels, height, width = frames.shape
     if frames.stride(-1) != 1:
         frames = frames.contiguous()
     quads = frames.view(torch.int32).unflatten(2, (height // 4, 4))  # [B, C, H / 4, 4, W / 4]
-    quads = quads.permute(0, 2, 4, 1, 3).contiguous()
-    return quads.view(torch.uint8).view(batch, height // 4, width // 4, 16 * channels).permute(0, 3, 1, 2)
+    rows = quads.transpose(1, 2).contiguous().flatten(2, 3)  # [B, H / 4, 4 C, W / 4]
+    folded = rows.transpose(2, 3).contiguous().view(torch.uint8)
+    return folded.view(batch, height // 4, width // 4, 16 * channels).permute(0, 3, 1, 2)
 
 
 def relu(hidden: Tensor) -> Tensor:
@@ -180,6 +182,9 @@ class Relu(torch.autograd.Function):
         (output,) = ctx.saved_tensors
         if output.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
+        if output.dtype == torch.bfloat16:
+            masked = torch.ops.aten.threshold_backward(gradient.view(torch.int16), output.view(torch.int16), 0)
+            return masked.view(torch.bfloat16)
         return torch.ops.aten.threshold_backward(gradient, output, 0)
 
 
