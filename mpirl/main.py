@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mpirl import environment  # noqa: F401  (first: it says how torch is loaded)
+from mpirl import environment  # first: it says how torch is loaded
 from mpirl.errors import AgreedError, RankFailed, RankSilent, UserError
 from mpirl.milestones import Milestones
 from mpirl.transport.launcher import end_stuck_launcher, launched_rank, launched_size
@@ -210,4 +210,5 @@ def describe(error: Exception, group: Group) -> str:
 
 
 if __name__ == "__main__":
+    environment.restart_without_tcache()
     main()

@@ -60,10 +60,10 @@ class LeanMLP(Lean):
         """Parameters [B, A] and values [B] for features float32 [B, size]."""
         policy = _activated(features, self._policy_trunk)
         value = policy if self._value_trunk is None else _activated(features, self._value_trunk)
-        parameters = _linear(policy, self._policy_head)
+        parameters = affine(policy, self._policy_head)
         if self._log_std is not None:
             parameters = np.concatenate([parameters, np.broadcast_to(self._log_std, parameters.shape)], 1)
-        return parameters, _linear(value, self._value_head)[:, 0]
+        return parameters, affine(value, self._value_head)[:, 0]
 
     def _features(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B, size], as the module `Features` does."""
@@ -83,12 +83,13 @@ def _layer(linear: nn.Linear) -> Layer:
 
 def _activated(features: np.ndarray, trunk: list[tuple[Layer, Callable[..., np.ndarray]]]) -> np.ndarray:
     for layer, activation in trunk:
-        features = _linear(features, layer)
+        features = affine(features, layer)
         activation(features, out=features)
     return features
 
 
-def _linear(features: np.ndarray, layer: Layer) -> np.ndarray:
+def affine(features: np.ndarray, layer: Layer) -> np.ndarray:
+    """features @ weight + bias, [B, out]."""
     weight, bias = layer
     features = features @ weight
     features += bias

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpirl.errors import UserError
 from mpirl.models.base import Distribution, Lean, Model, Output, is_small
 from mpirl.models.distributions import DiagonalGaussian, distribution_for
-from mpirl.models.lean import LeanMLP
+from mpirl.models.lean import MOST_WORK, LeanMLP, affine
 from mpirl.specs import ArraySpec, Specs
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -98,14 +98,23 @@ class Heads(nn.Module):
         return Output(self.policy(policy_features.float()), self.value(value_features.float()).squeeze(-1))
 
     def joined(self) -> Callable[[Tensor], Output]:
-        """Both heads of one vector of features, with the weights as they are now; of linear ones in one product."""
+        """Both heads of one vector of features, with the weights as they are now; of linear ones in one product, of few rows
+        in numpy.
+        """
         if not isinstance(self.policy, nn.Linear):
             return lambda features: self(features, features)
         weight = torch.cat([self.policy.weight, self.value.weight]).detach()
         bias = torch.cat([self.policy.bias, self.value.bias]).detach()
+        is_on_cpu = weight.device.type == "cpu"
+        few = MOST_WORK // weight.numel() if is_on_cpu else 0
+        layer = (weight.t().contiguous().numpy(), bias.numpy()) if is_on_cpu else None
 
         def outputs(features: Tensor) -> Output:
-            both = nn.functional.linear(features.float(), weight, bias)
+            features = features.float()
+            if len(features) > few:
+                both = nn.functional.linear(features, weight, bias)
+            else:
+                both = torch.from_numpy(affine(features.numpy(), layer))
             return Output(both[:, :-1], both[:, -1])
 
         return outputs
