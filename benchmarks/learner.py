@@ -245,4 +245,8 @@ def num_cores() -> int:
 
 
 if __name__ == "__main__":
+    if "--peer" not in sys.argv:
+        from mpirl import environment
+
+        environment.restart_without_tcache()  # as ranks run
     main()

@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpirl import environment as surroundings  # first, as in mpirl.main: it says how torch is loaded
+
 import numpy as np
 import torch
 from machine import describe_machine
@@ -302,4 +304,5 @@ def report(world: World, parts: Parts, runs: dict[int, list[dict[str, Any]]]) ->
 
 
 if __name__ == "__main__":
+    surroundings.restart_without_tcache()  # as ranks run
     main()

@@ -36,6 +36,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mpirl import environment as surroundings  # first, as in mpirl.main: it says how torch is loaded
+
 import numpy as np
 import torch
 from machine import describe_machine
@@ -232,4 +234,5 @@ def print_table(num_lanes: int, pong: Rounds, cartpole: Rounds) -> None:
 
 
 if __name__ == "__main__":
+    surroundings.restart_without_tcache()  # as ranks run
     main()
