@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mpirl.errors import UserError
-from mpirl.models.mlp import MLP
+from mpirl.models.distributions import distribution_for
+from mpirl.models.mlp import MLP, Heads
 from mpirl.specs import ArraySpec, Specs
 
 torch.set_num_threads(1)
@@ -68,3 +69,12 @@ def test_outputs_are_float32_under_autocast():
 def test_wrong_settings_are_named(settings):
     with pytest.raises(UserError, match=f"model.{next(iter(settings))}"):
         MLP(PLAIN, **settings)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 200])
+def test_joined_heads_give_what_the_heads_do_for_few_and_many_rows(rows):
+    heads = Heads(512, distribution_for(ArraySpec((), "int64", num_values=6)))
+    features = torch.randn(rows, 512, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.no_grad():
+        expected, found = heads(features, features), heads.joined()(features)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
