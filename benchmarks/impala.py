@@ -31,17 +31,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=49152)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "impala.json")
     arguments, settings = parser.parse_known_args()
-    found: dict[tuple[str, str], list[dict]] = {(p, a): [] for p in PRECISIONS for a in ALGORITHMS}
+    found: dict[tuple[str, str], list[dict]] = {(p, a): [] for p in arguments.precisions for a in ALGORITHMS}
     for _ in range(arguments.rounds):
         for precision, algorithm in found:
             chosen = [f"algorithm={algorithm}", f"precision={precision}", f"total_steps={arguments.steps}", *settings]
             found[precision, algorithm].append(run(arguments.ranks, *chosen))
     rows = {}
     print("| precision | PPO | IMPALA | ratio | steady | of an iteration of IMPALA: waiting for workers, learning, all |\n|---|---|---|---|---|---|")
-    for precision in PRECISIONS:
+    for precision in arguments.precisions:
         ppo, impala = (found[precision, algorithm] for algorithm in ALGORITHMS)
         phases = {name: statistics.median(s["medians"][name] for s in impala) for name in ("collect", "learn", "iteration")}
         speeds = {name: statistics.median(s["fps"] for s in runs) for name, runs in (("ppo", ppo), ("impala", impala))}

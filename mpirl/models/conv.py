@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -151,16 +152,27 @@ class NatureCNN(Model):
 def fold(frames: Tensor) -> Tensor:
     """Space to depth: uint8 [B, C, H, W] to [B, 16 C, H / 4, W / 4] in channels_last memory; as `pixel_unshuffle(frames, 4)`.
 
-    Four neighbours in a row move as one int32, and first whole groups of four rows, so that what is to be transposed then has
-    even strides: about six times quicker.
+    Four neighbours in a row move as one int32, which makes it about four times quicker.
     """
     batch, channels, height, width = frames.shape
     if frames.stride(-1) != 1:
         frames = frames.contiguous()
-    quads = frames.view(torch.int32).unflatten(2, (height // 4, 4))  # [B, C, H / 4, 4, W / 4]
-    rows = quads.transpose(1, 2).contiguous().flatten(2, 3)  # [B, H / 4, 4 C, W / 4]
-    folded = rows.transpose(2, 3).contiguous().view(torch.uint8)
+    if frames.device.type == "cpu" and not torch.compiler.is_compiling():
+        folded = torch.from_numpy(folded_on_cpu(frames.numpy()))
+    else:
+        quads = frames.view(torch.int32).unflatten(2, (height // 4, 4))  # [B, C, H / 4, 4, W / 4]
+        folded = quads.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8)
     return folded.view(batch, height // 4, width // 4, 16 * channels).permute(0, 3, 1, 2)
+
+
+def folded_on_cpu(frames: np.ndarray) -> np.ndarray:
+    """What `fold` does, uint8 [B, H / 4, W / 4, 16 C]: first whole groups of four rows move, so that what is then to be
+    transposed has even strides. That takes two thirds of the time, and numpy begins an operation sooner than torch.
+    """
+    batch, channels, height, width = frames.shape
+    quads = frames.view(np.int32).reshape(batch, channels, height // 4, width)
+    rows = np.ascontiguousarray(quads.transpose(0, 2, 1, 3)).reshape(batch, height // 4, 4 * channels, width // 4)
+    return np.ascontiguousarray(rows.transpose(0, 1, 3, 2)).view(np.uint8)
 
 
 def relu(hidden: Tensor) -> Tensor:

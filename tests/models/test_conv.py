@@ -56,11 +56,14 @@ def test_first_layer_keeps_the_standard_weight():
     assert NatureCNN(specs(84, 84)).conv1.weight.shape == (32, 4, 8, 8)
 
 
-def test_fold_is_pixel_unshuffle_also_on_a_strided_view():
+@pytest.mark.parametrize("is_compiling", [False, True])
+def test_fold_is_pixel_unshuffle_also_on_a_strided_view(is_compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)  # then it is as on a GPU
     trajectory = frames(3, 9, 8, 12)
     view = trajectory[:, 2:6]
     assert torch.equal(fold(view), functional.pixel_unshuffle(view.contiguous(), 4))
     assert torch.equal(fold(view.transpose(2, 3)), functional.pixel_unshuffle(view.transpose(2, 3).contiguous(), 4))
+    assert fold(view).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
