@@ -246,7 +246,7 @@ def num_cores() -> int:
 
 if __name__ == "__main__":
     if "--peer" not in sys.argv:
-        from mpirl import environment
+        from mpirl.heap import restart_without_tcache
 
-        environment.restart_without_tcache()  # as ranks run
+        restart_without_tcache()  # as ranks run
     main()

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpirl import environment as surroundings  # first, as in mpirl.main: it says how torch is loaded
+import mpirl.environment  # noqa: F401  (first, as in mpirl.main: it says how torch is loaded)
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ from mpirl.config import compose_job
 from mpirl.device import DeviceBatch, autocast_for, choose_device, choose_precision
 from mpirl.emulators.base import Frame
 from mpirl.emulators.lanes import make_emulator
+from mpirl.heap import restart_without_tcache
 from mpirl.models.base import is_small
 from mpirl.schedule import Command
 from mpirl.testing_emulators import sample_action
@@ -304,5 +305,5 @@ def report(world: World, parts: Parts, runs: dict[int, list[dict[str, Any]]]) ->
 
 
 if __name__ == "__main__":
-    surroundings.restart_without_tcache()  # as ranks run
+    restart_without_tcache()  # as ranks run
     main()

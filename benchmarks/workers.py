@@ -36,7 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mpirl import environment as surroundings  # first, as in mpirl.main: it says how torch is loaded
+import mpirl.environment  # noqa: F401  (first, as in mpirl.main: it says how torch is loaded)
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from mpirl.assembly import draw_noise
 from mpirl.config import compose_job
 from mpirl.device import autocast_for
 from mpirl.emulators.lanes import make_emulator
+from mpirl.heap import restart_without_tcache
 from mpirl.models.base import Model
 from mpirl.models.conv import NatureCNN
 from mpirl.models.mlp import MLP
@@ -234,5 +235,5 @@ def print_table(num_lanes: int, pong: Rounds, cartpole: Rounds) -> None:
 
 
 if __name__ == "__main__":
-    surroundings.restart_without_tcache()  # as ranks run
+    restart_without_tcache()  # as ranks run
     main()

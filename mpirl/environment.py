@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
-from collections.abc import Mapping
 
 SPINS = "2000"
 """How often a thread of torch looks for work before it sleeps. The default, 300,000, is fine on an idle machine only: as soon
@@ -14,9 +12,6 @@ as anything else wants the cores, waiting threads keep working ones from running
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEEP = 2**30
-
-TUNABLES = "GLIBC_TUNABLES"
-NO_TCACHE = "glibc.malloc.tcache_count=0"
 
 
 def prepare() -> None:
@@ -34,43 +29,6 @@ def prepare() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, KEEP)
     mallopt(M_TRIM_THRESHOLD, KEEP)
-
-
-def restart_without_tcache() -> None:
-    """Start this program anew without glibc's cache of small chunks, unless it runs so already. Call it before anything else.
-
-    Torch's tensors lie at multiples of 64 bytes: malloc cuts a few bytes off in front of them and behind, and that cache keeps
-    them for small objects to lie in. When the tensor is freed, the hole is too small for the next one of its size, and the heap
-    grows: a worker's by up to 40 MB a second, in pages that have to be made, which took 3 to 5 % of the time of training. Nothing
-    but the environment that a program starts with switches the cache off; what this one starts in turn does not inherit it.
-    """
-    wanted = without_tcache(os.environ)
-    if wanted is not None and sys.executable:
-        os.environ[TUNABLES] = wanted
-        try:
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-        except OSError:  # then it runs as it is
-            pass
-    given = os.environ[TUNABLES].removesuffix(NO_TCACHE).removesuffix(":") if TUNABLES in os.environ else ""
-    if given:
-        os.environ[TUNABLES] = given
-    else:
-        os.environ.pop(TUNABLES, None)
-
-
-def without_tcache(environ: Mapping[str, str]) -> str | None:
-    """What GLIBC_TUNABLES should be; None to leave it: there is no glibc, or it says something about the cache."""
-    given = environ.get(TUNABLES, "")
-    if "glibc.malloc.tcache_count" in given or not has_glibc():
-        return None
-    return f"{given}:{NO_TCACHE}" if given else NO_TCACHE
-
-
-def has_glibc() -> bool:
-    try:
-        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (AttributeError, OSError, ValueError):  # another system's C library has no such name
-        return False
 
 
 prepare()

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mpirl import environment  # first: it says how torch is loaded
+from mpirl import environment  # noqa: F401  (first: it says how torch is loaded)
 from mpirl.errors import AgreedError, RankFailed, RankSilent, UserError
+from mpirl.heap import restart_without_tcache
 from mpirl.milestones import Milestones
 from mpirl.transport.launcher import end_stuck_launcher, launched_rank, launched_size
 from mpirl.transport.startup import HostError, say
@@ -210,5 +211,5 @@ def describe(error: Exception, group: Group) -> str:
 
 
 if __name__ == "__main__":
-    environment.restart_without_tcache()
+    restart_without_tcache()
     main()

@@ -6,24 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from mpirl import environment
+from mpirl import heap
 
 ROOT = Path(__file__).resolve().parents[1]
 glibc_only = pytest.mark.skipif(
-    not environment.has_glibc() or not Path("/proc/self/environ").exists(), reason="the cache of small chunks is glibc's"
+    not heap.has_glibc() or not Path("/proc/self/environ").exists(), reason="the cache of small chunks is glibc's"
 )
 
 RESTARTED = """
 import os, sys
-from mpirl import environment
-environment.restart_without_tcache()
+from mpirl.heap import restart_without_tcache
+restart_without_tcache()
 begun_with = dict(pair.split("=", 1) for pair in open("/proc/self/environ").read().split("\\0") if pair)
 print(begun_with.get("GLIBC_TUNABLES"), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 """
 
 PLAYING = """
 from mpirl import environment
-environment.restart_without_tcache()
+from mpirl.heap import restart_without_tcache
+restart_without_tcache()
 from contextlib import nullcontext
 from functools import partial
 import numpy as np, torch
@@ -73,13 +74,13 @@ def python(*args, **variables):
     ],
 )
 def test_what_the_user_says_of_malloc_stays(given, wanted, monkeypatch):
-    monkeypatch.setattr(environment, "has_glibc", lambda: True)
-    assert environment.without_tcache({"GLIBC_TUNABLES": given}) == wanted
+    monkeypatch.setattr(heap, "has_glibc", lambda: True)
+    assert heap.without_tcache({"GLIBC_TUNABLES": given}) == wanted
 
 
 def test_without_glibc_nothing_is_started_anew(monkeypatch):
-    monkeypatch.setattr(environment, "has_glibc", lambda: False)
-    assert environment.without_tcache({}) is None
+    monkeypatch.setattr(heap, "has_glibc", lambda: False)
+    assert heap.without_tcache({}) is None
 
 
 @glibc_only
