@@ -79,7 +79,7 @@ class NatureCNN(Model):
         if self._ready:  # not even a look at the parameters, which would take 4 % of a decision for a few lanes
             hidden = self._convolve(image, convolutions)
         else:
-            weights = (parameter for layer in (self.conv1, self.conv2, self.conv3) for parameter in layer.parameters())
+            weights = [parameter for layer in (self.conv1, self.conv2, self.conv3) for parameter in layer.parameters()]
             hidden = in_shares(lambda rows: self._convolve(image[rows], convolutions), len(image), weights)
         if self.features is not None:
             hidden = torch.cat([hidden, self.features(observation).to(hidden.dtype)], -1)

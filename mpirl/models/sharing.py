@@ -7,7 +7,7 @@ little, but where a core has other work to do as well, it costs most of the time
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache, partial, reduce
 from typing import Any, TypeVar
@@ -36,18 +36,17 @@ def use_threads(number: int, busy: int = 0) -> None:
     torch.set_num_threads(max(1, number - min(busy, number // 2)))
 
 
-def in_shares(layers: Callable[[slice], Tensor], num_rows: int, parameters: Iterable[Tensor]) -> Tensor:
+def in_shares(layers: Callable[[slice], Tensor], num_rows: int, parameters: Sequence[Tensor]) -> Tensor:
     """layers(rows) for all rows, [num_rows, ...]; shared among threads where a gradient is wanted on the CPU.
 
     layers: a pure function of these parameters that gives each row a result of its own.
     """
-    whole = slice(0, num_rows)
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return layers(whole)
     learned = [parameter for parameter in parameters if parameter.requires_grad and parameter.device.type == "cpu"]
+    if not learned or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return layers(slice(0, num_rows))
     count = min(_most or torch.get_num_threads(), num_rows // SMALLEST)
-    if not learned or count < 2:
-        return layers(whole)
+    if count < 2:
+        return layers(slice(0, num_rows))
     bounds = [num_rows * part // count for part in range(count + 1)]
     return Shared.apply(layers, [slice(*pair) for pair in zip(bounds, bounds[1:])], *learned)
 
