@@ -64,7 +64,7 @@ from mpirl.worker import Lanes, Worker
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
 MATRIX = 2048  # rows and columns of the matrices whose product tells what the machine computes at most
-COUNTED = 16  # observations whose operations are counted
+COUNTED = 16  # observations whose operations are counted: too few for other threads, whose operations nobody would count
 
 
 @dataclass
@@ -220,19 +220,23 @@ class World:
 
     def learn_seconds(self) -> float:
         """Of an update from a batch."""
-
-        return timed(lambda: self.finished(self.algorithm.learn(self.device_batch.load(0.0, np.random.default_rng(0)))))
+        return self._timed(lambda: self.algorithm.learn(self.device_batch.load(0.0, np.random.default_rng(0))))
 
     def product_seconds(self) -> float:
         """Of a product of two matrices of MATRIX rows and columns in the learner's precision."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         matrix = torch.rand(MATRIX, MATRIX, device=self.device).to(dtype)
-        return timed(lambda: self.finished(matrix @ matrix))
+        return self._timed(lambda: matrix @ matrix)
 
-    def finished(self, result: object) -> None:
-        """Wait for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def _timed(self, act: Callable[[], object]) -> float:
+        """As `timed`, of what the learner's device does."""
+
+        def finished() -> None:
+            act()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return timed(finished)
 
     def archive_seconds(self) -> float:
         """Of a core, to compress and write a batch."""
@@ -327,12 +331,21 @@ def report(world: World, parts: Parts, runs: dict[int, list[dict[str, Any]]]) ->
         rate = statistics.median(run["steps_per_iteration"] / run["medians"]["iteration"] for run in runs[lag])
         rates[f"lag {lag}"] = {"predicted": machine.S / seconds, "measured": rate, "share": rate * seconds / machine.S}
         print(f"| lag {lag} | {machine.S / seconds:,.0f} | {rate:,.0f} | {rate * seconds / machine.S:.3f} |")
-    setup = {"precision": world.precision, "setup": vars(machine)}
-    return {"parts": vars(parts), "arithmetic": arithmetic, "phases": phases, "rates": rates, **setup}
+    return {
+        "parts": vars(parts),
+        "arithmetic": arithmetic,
+        "precision": world.precision,
+        "phases": phases,
+        "rates": rates,
+        "setup": vars(machine),
+    }
 
 
 def limit(world: World, parts: Parts) -> dict[str, float]:
-    """What the update's operations would take at the rate of a matrix product; printed."""
+    """What the update's operations would take at the rate of a matrix product; printed.
+
+    Of an algorithm that learns from every step once, or `epochs` times.
+    """
     operations = world.operations * world.machine.S * getattr(world.algorithm, "epochs", 1)
     rate = 2 * MATRIX**3 / parts.product
     least = operations / rate
