@@ -15,7 +15,7 @@ from torch import Tensor
 from mpirl.algorithms.base import Batch
 from mpirl.errors import UserError
 from mpirl.models.base import Model, is_small
-from mpirl.models.stacking import observer
+from mpirl.models.stacking import ages, observe_with
 from mpirl.specs import Specs
 from mpirl.trajectory import Trajectory
 from mpirl.weights import FlatWeights, wire_array
@@ -91,6 +91,7 @@ class DeviceBatch:
         self._fields = self._host if self._on_host else {n: t.to(device) for n, t in self._host.items()}
         self._observations = {name: self._fields[name] for name in batch.layout.specs.observation}
         self._frame_stack, self._autocast = model.frame_stack, autocast
+        self._age = None if self._on_host else ages(self._fields["step_type"])  # it stays in its memory, like the fields
         self._parts = model, device, autocast
 
     def of(self, other: Trajectory) -> DeviceBatch:
@@ -102,8 +103,12 @@ class DeviceBatch:
         if not self._on_host:
             for name, tensor in self._fields.items():
                 tensor.copy_(self._host[name], non_blocking=True)
-        observe = observer(self._observations, self._fields["step_type"], self._frame_stack)
-        return Batch(self._fields, progress, random, observe, self._autocast, lag=lag)
+        age = ages(self._fields["step_type"])
+        if self._age is not None:
+            age = self._age.copy_(age)
+        observe = observe_with(self._observations, age, self._frame_stack)
+        resident = None if self._on_host else self
+        return Batch(self._fields, progress, random, observe, self._autocast, lag=lag, resident=resident)
 
 
 def autocast_for(device: torch.device, precision: str) -> Autocast:

@@ -1,6 +1,7 @@
 """The learner's device: precision is chosen by what is correct and fast, and on the CPU nothing is copied."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,3 +235,26 @@ def test_weights_of_another_model_are_refused():
     weights = PublishedWeights(FlatWeights(MLP(SPECS, hidden=(4,))))
     with pytest.raises(UserError, match="the checkpoint holds 3 weights, this model has"):
         weights.load(torch.zeros(3))
+
+
+def test_on_a_device_a_batch_and_what_it_shows_stay_in_their_memory(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor.clone())  # a device that is not the host
+    layout = Layout(SPECS, steps=5, context=2)
+    batch, model = Trajectory.allocate(layout, 2), MLP(SPECS, frame_stack=3)
+    batch["step_type"][...] = 1
+    device_batch = DeviceBatch(batch, model, SimpleNamespace(type="elsewhere"), autocast_for(CPU, "fp32"))
+    first = device_batch.load(0.0, np.random.default_rng(0))
+    batch["observation"][...], batch["step_type"][:, 3] = 7.0, 0
+    second = device_batch.load(0.0, np.random.default_rng(1))
+    assert first.resident is second.resident is not None
+    assert all(first.fields[name] is tensor for name, tensor in second.fields.items())
+    for shown in (first, second):  # also what was made before the second load shows the second batch
+        stack = shown.observe(torch.tensor([2, 3]))["observation"]
+        assert torch.equal(stack[0], torch.full((3, 8), 7.0))
+        assert not stack[1, :2].any() and torch.equal(stack[1, 2], torch.full((8,), 7.0))
+    assert device_batch.of(batch).load(0.0, np.random.default_rng(0)).resident is not first.resident
+
+
+def test_on_the_host_a_batch_is_not_resident():
+    batch = Trajectory.allocate(Layout(SPECS, steps=5, context=0), 2)
+    assert DeviceBatch(batch, MLP(SPECS), CPU, autocast_for(CPU, "fp32")).load(0.0, np.random.default_rng(0)).resident is None

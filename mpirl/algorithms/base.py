@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ class Batch:
     `observe(index)` gives model inputs {field: [B, (k,) ...]} for flat positions index = lane * (T + 1) + t, int64 [B]
     (t in 0 .. T), stacking frames where the model wants them. `autocast()` is the precision context for forward passes.
     `chosen`, bool [N, T], are the steps to learn from; None: all. `lag` is how many updates the present weights are ahead of
-    those that collected it.
+    those that collected it. `resident`: batches for which it is the same are in the same memory, also what `observe` reads;
+    None: they are in main memory, or that is not known.
     """
 
     fields: Mapping[str, Tensor]
@@ -32,6 +33,7 @@ class Batch:
     autocast: Callable[[], Any]
     chosen: Tensor | None = None
     lag: int = 0
+    resident: Hashable = None
 
     @property
     def is_step(self) -> Tensor:

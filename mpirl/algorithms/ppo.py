@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from mpirl.algorithms.fitting import (
     set_learning_rate,
     slots,
 )
+from mpirl.algorithms.graphs import Graphs, Number
 from mpirl.algorithms.returns import as_learned, gae, vtrace
 from mpirl.errors import UserError
 from mpirl.models.base import Model
@@ -53,8 +56,12 @@ class Steps:
     def __len__(self) -> int:
         return len(self.position)
 
+    @property
+    def columns(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self.__dataclass_fields__]
+
     def take(self, index: Tensor) -> Steps:
-        return Steps(*(getattr(self, name).index_select(0, index) for name in self.__dataclass_fields__))
+        return Steps(*(column.index_select(0, index) for column in self.columns))
 
 
 class PPO(Algorithm):
@@ -62,7 +69,8 @@ class PPO(Algorithm):
 
     clip_value: how far a value may move in one update, None for any. target_kl: the update ends at 1.5 times this.
     reward_clip: learn from rewards clipped to [-reward_clip, reward_clip]. life_loss: losing a life counts as
-    termination for learning; the emulator must declare the extra `lives`.
+    termination for learning; the emulator must declare the extra `lives`. cuda_graph: on a GPU, record the gradient step once
+    and launch it whole (not with target_kl, which looks at every step's statistics).
 
     correction: "none" takes advantages and targets from the recorded values, and ratios to the policy that acted. "vtrace"
     takes V-trace's advantages and targets with gae_lambda, from the policy before the update by one more forward pass; it is
@@ -93,6 +101,7 @@ class PPO(Algorithm):
         life_loss: bool = False,
         adam_epsilon: float = 1e-5,
         correction: str = "auto",
+        cuda_graph: bool = True,
     ):
         positive = dict(learning_rate=learning_rate, epochs=epochs, clip_range=clip_range, max_grad_norm=max_grad_norm)
         positive |= dict(clip_value=clip_value, target_kl=target_kl, reward_clip=reward_clip, adam_epsilon=adam_epsilon)
@@ -114,8 +123,9 @@ class PPO(Algorithm):
         self.value_coefficient, self.entropy_coefficient = value_coefficient, entropy_coefficient
         self.max_grad_norm, self.normalize_advantage = max_grad_norm, normalize_advantage
         self.clip_value, self.target_kl = clip_value, target_kl
-        self.reward_clip, self.life_loss, self.correction = reward_clip, life_loss, correction
+        self.reward_clip, self.life_loss, self.correction, self.cuda_graph = reward_clip, life_loss, correction, cuda_graph
         self.optimizer = adam(model, learning_rate, adam_epsilon)
+        self._graphs = Graphs(self.optimizer)
         self.n_updates = 0
 
     @staticmethod
@@ -161,7 +171,7 @@ class PPO(Algorithm):
         log_prob = self.model.distribution.log_prob(parameters, action.flatten(0, 1))
         return output.value.view(shape), log_prob.view(action.shape[:2])
 
-    def loss(self, batch: Batch, part: Steps, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, batch: Batch, part: Steps, clip_range: Number) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of a minibatch, its statistics [PER_MINIBATCH], and the action parameters [B, A]."""
         output = forward(self.model, batch, part.position)
         distribution = self.model.distribution
@@ -187,29 +197,51 @@ class PPO(Algorithm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self._graphs = Graphs(self.optimizer)  # what it keeps has moved
         self.n_updates = state["n_updates"]
 
     def _fit(self, batch: Batch, steps: Steps, clip_range: float) -> dict[str, float]:
         """Run the epochs; return the statistics of the update."""
         rows: list[Tensor] = []
-        go_on = True
+        descend_on = self._descender(batch, steps, clip_range)
+        is_far = False
         for _ in range(self.epochs):
             epoch_start = len(rows)
             for index in minibatches(batch.random, len(steps), self.minibatch_size, steps.position.device):
-                part = steps.take(index)
-                loss, row, parameters = self.loss(batch, part, clip_range)
+                row, parameters = descend_on(index)
                 rows.append(row)
-                if self.target_kl is not None and row[-1] > 1.5 * self.target_kl:
-                    go_on = False
+                is_far = self._is_far(row)
+                if is_far:
                     break
-                descend(loss, self.optimizer, self.max_grad_norm)
             self.n_updates += 1
-            if not go_on:
+            if is_far:
                 break
         extra = quality(self.model, steps.value, steps.target, parameters)
         numbers = torch.cat([torch.stack(rows).flatten(), torch.stack([*extra.values()])]).tolist()  # the one wait for the device
         per_minibatch = np.reshape(numbers[: -len(extra)], (len(rows), -1))
         return report(per_minibatch, epoch_start) | dict(zip(extra, numbers[-len(extra) :]))
+
+    def _descender(self, batch: Batch, steps: Steps, clip_range: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """`_descend` on minibatches of the steps."""
+        descend_on = partial(self._descend, batch)
+        if not self.cuda_graph or self.target_kl is not None or batch.resident is None:
+            return partial(descend_on, steps.columns, [clip_range])
+        most = batch.num_lanes * batch.num_steps
+        return self._graphs.begin(descend_on, batch.resident, steps.columns, [clip_range], most, self.minibatch_size)
+
+    def _descend(
+        self, batch: Batch, columns: Sequence[Tensor], numbers: Sequence[Number], index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The statistics and action parameters of a minibatch int64 [B] of the steps, and a gradient step on it, unless the
+        policy has moved too far.
+        """
+        loss, row, parameters = self.loss(batch, Steps(*columns).take(index), *numbers)
+        if not self._is_far(row):
+            descend(loss, self.optimizer, self.max_grad_norm)
+        return row, parameters
+
+    def _is_far(self, row: Tensor) -> bool:
+        return self.target_kl is not None and bool(row[-1] > 1.5 * self.target_kl)
 
 
 def report(rows: np.ndarray, last_epoch: int) -> dict[str, float]:

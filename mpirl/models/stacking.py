@@ -61,7 +61,11 @@ def observer(observation: Mapping[str, Tensor], step_type: Tensor, frame_stack: 
 
     observation: {field: [N, C+T+1, ...]}. step_type: uint8 [N, T+1].
     """
-    age = ages(step_type)
+    return observe_with(observation, ages(step_type), frame_stack)
+
+
+def observe_with(observation: Mapping[str, Tensor], age: Tensor, frame_stack: int) -> Callable[[Tensor], dict[str, Tensor]]:
+    """As `observer`, from the observations' ages int64 [N, T+1]."""
 
     def observe(index: Tensor) -> dict[str, Tensor]:
         return {name: gather_stacks(frames, age, index, frame_stack) for name, frames in observation.items()}
