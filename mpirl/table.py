@@ -130,7 +130,8 @@ def memory_lines(plan: Plan, lane: int, weights: int, device: str, archived: boo
         sum_line("memory of that GPU", {"batch": batch} | learning),
     ]
     lines = on_gpu if device.startswith("cuda") else on_cpu if device.startswith("cpu") else on_cpu + on_gpu
-    return [*lines, "not counted: Python and torch, a minibatch's activations" + ", the archive's open segment" * archived]
+    others = "not counted: Python and torch, a minibatch's activations, a replay buffer"
+    return [*lines, others + ", the archive's open segment" * archived]
 
 
 def sum_line(what: str, parts: Mapping[str, int]) -> str:
