@@ -34,13 +34,14 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Graphs that share their memory, since one runs at a time. Raises RuntimeError for a step that cannot be recorded."""
+    """Graphs that share their memory, since one runs at a time. `record` raises RuntimeError for a step that it cannot take."""
 
-    def __init__(self) -> None:
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def aside(self, step: Callable[[], Outputs]) -> Outputs:
-        current = torch.cuda.current_stream()
+        current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             found = step()
@@ -48,12 +49,14 @@ class CudaGraphs:
         return found
 
     def record(self, step: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-        current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
-        try:  # other threads of rank 0 may use the driver meanwhile
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                outputs = step()
-        finally:
-            torch.cuda.set_stream(current)  # which a capture that fails leaves behind
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            try:  # other threads of rank 0 may use the driver meanwhile
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                    outputs = step()
+            finally:
+                torch.cuda.set_stream(current)  # which a capture that fails leaves behind
         return outputs, graph.replay
 
 
@@ -89,7 +92,7 @@ class Graphs:
     differ, or it cannot be made, a warning says so and steps stay as they are.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, recorder: Callable[[], Recorder] = CudaGraphs):
+    def __init__(self, optimizer: torch.optim.Optimizer, recorder: Callable[[torch.device], Recorder] = CudaGraphs):
         self._optimizer, self._make = optimizer, recorder
         self._recorder: Recorder | None = None
         self._held: dict[Hashable, Held] = {}
@@ -106,7 +109,7 @@ class Graphs:
         """
         if self._is_off or (batch not in self._held and len(self._held) == MOST_BATCHES):
             return lambda index: step(columns, numbers, index)
-        self._recorder = self._recorder or self._make()
+        self._recorder = self._recorder or self._make(columns[0].device)
         if batch not in self._held:
             self._held[batch] = Held(columns, len(numbers), most)
         held = self._held[batch]

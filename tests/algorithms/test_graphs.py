@@ -118,7 +118,7 @@ def ppo(**settings):
 
 def recording(algorithm, **settings):
     recorder = Recorder(algorithm, **settings)
-    algorithm._graphs = Graphs(algorithm.optimizer, lambda: recorder)
+    algorithm._graphs = Graphs(algorithm.optimizer, lambda device: recorder)
     return algorithm, recorder
 
 
