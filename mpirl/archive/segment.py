@@ -58,6 +58,32 @@ class Record(NamedTuple):
     chunks: list[Chunk]
 
 
+class Column:
+    """A field's dataset [I, N, ...], through the lower layer of h5py: the upper takes several times as long for few bytes."""
+
+    def __init__(self, dataset: h5py.Dataset):
+        self.name, self.id, self.chunks = dataset.name.removeprefix("/"), dataset.id, dataset.chunks
+        self._shape = dataset.shape[1:]
+        self._offsets = list(itertools.product(*(range(0, size, step) for size, step in zip(self._shape, self.chunks[1:]))))
+
+    def extend(self, length: int) -> None:
+        self.id.set_extent((length, *self._shape))
+
+    def write(self, index: int, lanes: slice, array: np.ndarray) -> None:
+        """Let HDF5 compress these lanes of an array [N, ...] into iteration number `index` of the segment."""
+        part = np.ascontiguousarray(array[lanes])
+        if part.size:
+            place = self.id.get_space()
+            place.select_hyperslab((index, lanes.start, *(0 for _ in part.shape[1:])), (1, *part.shape))
+            self.id.write(h5py.h5s.create_simple((1, *part.shape)), place, part)
+
+    def read(self, index: int) -> Iterator[Chunk]:
+        """The chunks of iteration number `index`."""
+        for offset in self._offsets:
+            mask, content = self.id.read_direct_chunk((index, *offset))
+            yield Chunk(self.name, offset, mask, content)
+
+
 class OpenSegment:
     """A segment that takes batches of `num_lanes` lanes until it is finished.
 
@@ -92,19 +118,19 @@ class OpenSegment:
             }
         )
         for name, entry in table.items():
-            self._datasets[name] = _create_dataset(self._file, name, num_lanes, entry, filters(compression, level))
+            self._columns.append(Column(_create_dataset(self._file, name, num_lanes, entry, filters(compression, level))))
 
     @classmethod
     def from_image(cls, path: Path, image: bytes) -> OpenSegment:
         """One that is as another was when its snapshot was taken, before the first batch."""
         segment = cls.__new__(cls)
         segment._begin(path, _file_of(path, image))
-        segment._datasets.update({name: segment._file[name] for name in table_from_attributes(segment._file.attrs)})
+        segment._columns += [Column(segment._file[name]) for name in table_from_attributes(segment._file.attrs)]
         return segment
 
     def _begin(self, path: Path, file: h5py.File) -> None:
         self.path, self._file = path, file
-        self._datasets: dict[str, h5py.Dataset] = {}
+        self._columns: list[Column] = []
         self._entries: list[tuple[int, int, list[Mapping[str, Any]]]] = []  # iteration, learner version, episodes
         self.nbytes = 0
         """Bytes that the compressed fields take so far."""
@@ -122,22 +148,24 @@ class OpenSegment:
         give_way is called every few milliseconds: h5py's lock, which a fork waits for, is held for no longer.
         """
         index, chunks = len(self._entries), []
-        for name, dataset in self._datasets.items():
-            dataset.resize(index + 1, axis=0)
-            for lanes in _pieces(dataset.chunks, batch[name]):
+        for column in self._columns:
+            column.extend(index + 1)
+            array = batch[column.name]
+            for lanes in _pieces(column.chunks, array):
                 give_way()
-                dataset[index, lanes] = batch[name][lanes]
+                column.write(index, lanes, array)
             give_way()
-            chunks += _chunks(name, dataset, index)
+            chunks += column.read(index)
         return self._enter(Record(iteration, version, episodes, chunks))
 
     def restore(self, record: Record) -> None:
         """Take what `append` returned."""
         index = len(self._entries)
-        for dataset in self._datasets.values():
-            dataset.resize(index + 1, axis=0)
+        columns = {column.name: column for column in self._columns}
+        for column in self._columns:
+            column.extend(index + 1)
         for chunk in record.chunks:
-            self._datasets[chunk.name].id.write_direct_chunk((index, *chunk.offset), chunk.content, chunk.mask)
+            columns[chunk.name].id.write_direct_chunk((index, *chunk.offset), chunk.content, chunk.mask)
         self._enter(record)
 
     def _enter(self, record: Record) -> Record:
@@ -217,14 +245,6 @@ def _pieces(chunks: tuple[int, ...], array: np.ndarray) -> Iterator[slice]:
     size = num_lanes if chunks[1] > 1 else max(1, num_lanes * PIECE // max(1, array.nbytes))
     for start in range(0, num_lanes, max(1, size)):
         yield slice(start, start + size)
-
-
-def _chunks(name: str, dataset: h5py.Dataset, index: int) -> Iterator[Chunk]:
-    """The chunks of iteration number `index` of the segment."""
-    starts = (range(0, size, step) for size, step in zip(dataset.shape[1:], dataset.chunks[1:]))
-    for offset in itertools.product(*starts):
-        mask, content = dataset.id.read_direct_chunk((index, *offset))
-        yield Chunk(name, offset, mask, content)
 
 
 def _create_dataset(file: h5py.File, name: str, num_lanes: int, entry: Field, compressed: Mapping[str, Any]) -> h5py.Dataset:
