@@ -61,26 +61,29 @@ class CudaGraphs:
 
 
 class Recording(NamedTuple):
-    """index: where the next minibatch is written; rates: where the learning rate is, by the optimizer's group."""
+    """index: where the next minibatch is written."""
 
     index: Tensor
-    rates: list[Tensor]
     outputs: Outputs
     replay: Callable[[], None]
 
 
 class Held:
-    """What the recordings of one batch read besides the batch: in memory that stays, with room for `most` rows."""
+    """What the recording of one batch reads besides the batch: in memory that stays, with room for `most` rows.
 
-    def __init__(self, columns: Sequence[Tensor], numbers: int, most: int):
+    rates: the learning rates of the optimizer's groups.
+    """
+
+    def __init__(self, columns: Sequence[Tensor], numbers: int, rates: int, most: int):
         self.columns = [column.new_zeros(most, *column.shape[1:]) for column in columns]
-        self.numbers = [columns[0].new_zeros((), dtype=torch.float32) for _ in range(numbers)]
+        scalars = lambda count: [columns[0].new_zeros((), dtype=torch.float32) for _ in range(count)]
+        self.numbers, self.rates = scalars(numbers), scalars(rates)
         self.recording: Recording | None = None
 
-    def fill(self, columns: Sequence[Tensor], numbers: Sequence[float]) -> None:
+    def fill(self, columns: Sequence[Tensor], numbers: Sequence[float], rates: Sequence[float]) -> None:
         for held, column in zip(self.columns, columns):
             held[: len(column)].copy_(column)
-        for held, number in zip(self.numbers, numbers):
+        for held, number in zip([*self.numbers, *self.rates], [*numbers, *rates]):
             held.fill_(number)
 
 
@@ -110,10 +113,11 @@ class Graphs:
         if self._is_off or (batch not in self._held and len(self._held) == MOST_BATCHES):
             return lambda index: step(columns, numbers, index)
         self._recorder = self._recorder or self._make(columns[0].device)
+        rates = [group["lr"] for group in self._optimizer.param_groups]
         if batch not in self._held:
-            self._held[batch] = Held(columns, len(numbers), most)
+            self._held[batch] = Held(columns, len(numbers), len(rates), most)
         held = self._held[batch]
-        held.fill(columns, numbers)
+        held.fill(columns, numbers, rates)
         as_it_is = lambda index: step(held.columns, held.numbers, index)
         return lambda index: self._run(as_it_is, held, index) if len(index) == size else as_it_is(index)
 
@@ -131,34 +135,33 @@ class Graphs:
 
     def _launch(self, recording: Recording, index: Tensor) -> None:
         recording.index.copy_(index)
-        for rate, group in zip(recording.rates, self._optimizer.param_groups):
-            rate.fill_(group["lr"])
         recording.replay()
 
     def _first(self, step: Callable[[Tensor], Outputs], held: Held, index: Tensor) -> Outputs:
         """Take a step as it is, after a recording of it that must come to the same."""
         try:
-            held.recording = self._record(step, index)
+            held.recording = self._record(step, held.rates, index)
         except RuntimeError as error:
             self._give_up(f"{type(error).__name__}: {str(error).splitlines()[0]}")
             return step(index)
-        weights, kept = self._state()
-        before = copies(weights), copies(kept)
+        state = self._state()
+        before = [copies(part) for part in state]
         self._launch(held.recording, index)
-        found, row = (copies(weights), copies(kept)), held.recording.outputs[0].clone()
-        torch._foreach_copy_([*weights, *kept], [*before[0], *before[1]])
+        found, row = [copies(part) for part in state], held.recording.outputs[0].clone()
+        for part, old in zip(state, before):
+            torch._foreach_copy_(part, old)
         outputs = step(index)
-        same = is_same(found[0], weights, before[0]) and is_same(found[1], kept, before[1])
+        same = all(is_same(*parts) for parts in zip(found, state, before))
         if not same or not torch.allclose(row, outputs[0], rtol=0.02, atol=1e-3):
             self._give_up("it does not come to the same")
         return outputs
 
-    def _record(self, step: Callable[[Tensor], Outputs], index: Tensor) -> Recording:
+    def _record(self, step: Callable[[Tensor], Outputs], rates: Sequence[Tensor], index: Tensor) -> Recording:
         assert self._recorder
         given = index.clone()
-        with recordable(self._optimizer, index.device) as rates:
+        with recordable(self._optimizer, rates):
             outputs, replay = self._recorder.record(lambda: step(given))
-        return Recording(given, rates, outputs, replay)
+        return Recording(given, outputs, replay)
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
         """What a step changes: the weights, and what the optimizer keeps of them."""
@@ -173,15 +176,14 @@ class Graphs:
 
 
 @contextmanager
-def recordable(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[list[Tensor]]:
-    """The optimizer with its learning rates in tensors, which are given; a recording would keep a plain number for good."""
+def recordable(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
+    """The optimizer with its learning rates in these tensors; a recording would keep a plain number for good."""
     groups: list[dict[str, Any]] = optimizer.param_groups
     before = [(group["lr"], group["capturable"]) for group in groups]
-    rates = [torch.tensor(group["lr"], dtype=torch.float32, device=device) for group in groups]
     for group, rate in zip(groups, rates):
         group["lr"], group["capturable"] = rate, True
     try:
-        yield rates
+        yield
     finally:
         for group, (rate, capturable) in zip(groups, before):
             group["lr"], group["capturable"] = rate, capturable

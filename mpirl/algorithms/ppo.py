@@ -204,13 +204,11 @@ class PPO(Algorithm):
         """Run the epochs; return the statistics of the update."""
         rows: list[Tensor] = []
         descend_on = self._descender(batch, steps, clip_range)
-        is_far = False
         for _ in range(self.epochs):
             epoch_start = len(rows)
             for index in minibatches(batch.random, len(steps), self.minibatch_size, steps.position.device):
-                row, parameters = descend_on(index)
+                row, parameters, is_far = descend_on(index)
                 rows.append(row)
-                is_far = self._is_far(row)
                 if is_far:
                     break
             self.n_updates += 1
@@ -221,27 +219,26 @@ class PPO(Algorithm):
         per_minibatch = np.reshape(numbers[: -len(extra)], (len(rows), -1))
         return report(per_minibatch, epoch_start) | dict(zip(extra, numbers[-len(extra) :]))
 
-    def _descender(self, batch: Batch, steps: Steps, clip_range: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    def _descender(self, batch: Batch, steps: Steps, clip_range: float) -> Callable[[Tensor], tuple[Tensor, Tensor, bool]]:
         """`_descend` on minibatches of the steps."""
         descend_on = partial(self._descend, batch)
         if not self.cuda_graph or self.target_kl is not None or batch.resident is None:
             return partial(descend_on, steps.columns, [clip_range])
-        most = batch.num_lanes * batch.num_steps
-        return self._graphs.begin(descend_on, batch.resident, steps.columns, [clip_range], most, self.minibatch_size)
+        step, most = lambda *given: descend_on(*given)[:2], batch.num_lanes * batch.num_steps
+        run = self._graphs.begin(step, batch.resident, steps.columns, [clip_range], most, self.minibatch_size)
+        return lambda index: (*run(index), False)
 
     def _descend(
         self, batch: Batch, columns: Sequence[Tensor], numbers: Sequence[Number], index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The statistics and action parameters of a minibatch int64 [B] of the steps, and a gradient step on it, unless the
-        policy has moved too far.
+    ) -> tuple[Tensor, Tensor, bool]:
+        """The statistics and action parameters of a minibatch int64 [B] of the steps, and whether the policy has moved too far;
+        if it has not, after a gradient step.
         """
         loss, row, parameters = self.loss(batch, Steps(*columns).take(index), *numbers)
-        if not self._is_far(row):
+        is_far = self.target_kl is not None and bool(row[-1] > 1.5 * self.target_kl)
+        if not is_far:
             descend(loss, self.optimizer, self.max_grad_norm)
-        return row, parameters
-
-    def _is_far(self, row: Tensor) -> bool:
-        return self.target_kl is not None and bool(row[-1] > 1.5 * self.target_kl)
+        return row, parameters, is_far
 
 
 def report(rows: np.ndarray, last_epoch: int) -> dict[str, float]:
