@@ -89,9 +89,10 @@ class DeviceBatch:
         self._host = {name: torch.from_numpy(array) for name, array in batch.items()}
         self._on_host = device.type == "cpu"
         self._fields = self._host if self._on_host else {n: t.to(device) for n, t in self._host.items()}
-        self._observations = {name: self._fields[name] for name in batch.layout.specs.observation}
-        self._frame_stack, self._autocast = model.frame_stack, autocast
-        self._age = None if self._on_host else ages(self._fields["step_type"])  # it stays in its memory, like the fields
+        self._autocast = autocast
+        self._age = ages(self._fields["step_type"])  # it stays in its memory, like the fields
+        observations = {name: self._fields[name] for name in batch.layout.specs.observation}
+        self._observe = observe_with(observations, self._age, model.frame_stack)
         self._parts = model, device, autocast
 
     def of(self, other: Trajectory) -> DeviceBatch:
@@ -103,12 +104,9 @@ class DeviceBatch:
         if not self._on_host:
             for name, tensor in self._fields.items():
                 tensor.copy_(self._host[name], non_blocking=True)
-        age = ages(self._fields["step_type"])
-        if self._age is not None:
-            age = self._age.copy_(age)
-        observe = observe_with(self._observations, age, self._frame_stack)
+        self._age.copy_(ages(self._fields["step_type"]))
         resident = None if self._on_host else self
-        return Batch(self._fields, progress, random, observe, self._autocast, lag=lag, resident=resident)
+        return Batch(self._fields, progress, random, self._observe, self._autocast, lag=lag, resident=resident)
 
 
 def autocast_for(device: torch.device, precision: str) -> Autocast:
