@@ -61,8 +61,8 @@ class Record(NamedTuple):
 class Column:
     """A field's dataset [I, N, ...], through the lower layer of h5py: the upper takes several times as long for few bytes."""
 
-    def __init__(self, dataset: h5py.Dataset):
-        self.name, self.id, self.chunks = dataset.name.removeprefix("/"), dataset.id, dataset.chunks
+    def __init__(self, name: str, dataset: h5py.Dataset):
+        self.name, self.id, self.chunks = name, dataset.id, dataset.chunks
         self._shape = dataset.shape[1:]
         self._offsets = list(itertools.product(*(range(0, size, step) for size, step in zip(self._shape, self.chunks[1:]))))
 
@@ -118,19 +118,21 @@ class OpenSegment:
             }
         )
         for name, entry in table.items():
-            self._columns.append(Column(_create_dataset(self._file, name, num_lanes, entry, filters(compression, level))))
+            dataset = _create_dataset(self._file, name, num_lanes, entry, filters(compression, level))
+            self._columns[name] = Column(name, dataset)
 
     @classmethod
     def from_image(cls, path: Path, image: bytes) -> OpenSegment:
         """One that is as another was when its snapshot was taken, before the first batch."""
         segment = cls.__new__(cls)
         segment._begin(path, _file_of(path, image))
-        segment._columns += [Column(segment._file[name]) for name in table_from_attributes(segment._file.attrs)]
+        names = table_from_attributes(segment._file.attrs)
+        segment._columns.update({name: Column(name, segment._file[name]) for name in names})
         return segment
 
     def _begin(self, path: Path, file: h5py.File) -> None:
         self.path, self._file = path, file
-        self._columns: list[Column] = []
+        self._columns: dict[str, Column] = {}
         self._entries: list[tuple[int, int, list[Mapping[str, Any]]]] = []  # iteration, learner version, episodes
         self.nbytes = 0
         """Bytes that the compressed fields take so far."""
@@ -148,9 +150,9 @@ class OpenSegment:
         give_way is called every few milliseconds: h5py's lock, which a fork waits for, is held for no longer.
         """
         index, chunks = len(self._entries), []
-        for column in self._columns:
+        for name, column in self._columns.items():
             column.extend(index + 1)
-            array = batch[column.name]
+            array = batch[name]
             for lanes in _pieces(column.chunks, array):
                 give_way()
                 column.write(index, lanes, array)
@@ -161,11 +163,10 @@ class OpenSegment:
     def restore(self, record: Record) -> None:
         """Take what `append` returned."""
         index = len(self._entries)
-        columns = {column.name: column for column in self._columns}
-        for column in self._columns:
+        for column in self._columns.values():
             column.extend(index + 1)
         for chunk in record.chunks:
-            columns[chunk.name].id.write_direct_chunk((index, *chunk.offset), chunk.content, chunk.mask)
+            self._columns[chunk.name].id.write_direct_chunk((index, *chunk.offset), chunk.content, chunk.mask)
         self._enter(record)
 
     def _enter(self, record: Record) -> Record:
