@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 KINDS = ("net", "uts", "ipc", "mnt")
@@ -93,10 +94,19 @@ class Namespaces:
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):  # it ended while we looked
-                if os.readlink(f"/proc/{pid}/ns/net") == self.network and os.getsid(int(pid)) != self.init.pid:
-                    with open(f"/proc/{pid}/cmdline") as file:
-                        found[int(pid)] = file.read().replace("\0", " ").strip()
-        return {pid: command for pid, command in found.items() if command}
+                if self._holds(pid) and os.getsid(int(pid)) != self.init.pid:
+                    found[int(pid)] = self._command(pid)
+        return found
+
+    def _holds(self, pid: str) -> bool:
+        return os.readlink(f"/proc/{pid}/ns/net") == self.network
+
+    def _command(self, pid: str) -> str:
+        """Its command line, which is empty for a moment while it executes another command, and while it ends. OSError: ended."""
+        command, end = "", time.monotonic() + 1
+        while not command and self._holds(pid) and time.monotonic() < end:
+            command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+        return command
 
     def _all_are_buried(self) -> bool:
         for process in self._started:  # the first process ends when the others were waited for, by us if we started them

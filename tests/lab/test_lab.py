@@ -55,6 +55,17 @@ def test_processes_are_listed_for_the_host_that_runs_them_without_daemons(lab):
     assert set(lab.pids("cpu1", "sleep")) <= set(map(int, filter(str.isdigit, os.listdir("/proc"))))
 
 
+def test_a_process_is_listed_also_while_it_executes_another_command(lab):
+    """Its command line is empty then, for 0.1 to 0.2 ms: 151 of 13,604 looks missed it, and `reset` let it live."""
+    for _ in range(20):
+        process = lab.start("exec sleep 1234", host="cpu1")
+        looks = [lab.pids("cpu1") for _ in range(20)]
+        assert all(look.get(process.pid) for look in looks)
+        wait_until(lambda: lab.pids("cpu1") == {process.pid: "sleep 1234"}, "bash to become sleep", 5)
+        process.kill()
+        process.communicate()
+
+
 def test_a_signal_reaches_the_command_itself(lab):
     process = lab.start("trap 'echo saved; exit 3' USR1; echo ready; while :; do sleep 0.01; done")
     assert process.stdout.readline() == "ready\n"
@@ -130,7 +141,7 @@ def test_reset_undoes_every_fault_and_ends_what_runs(lab):
     lab.reset()
     found = lab.run(f"for host in {' '.join(HOSTS)}; do {SSH} $host ls {needs.ROOT}/setup.cfg; done")
     assert found.stdout.count("setup.cfg") == 5, found.stderr
-    assert not any(lab.pids(host) for host in HOSTS)
+    assert [lab.pids(host) for host in HOSTS] == [{}] * len(HOSTS)
 
 
 def test_two_labs_with_the_same_names_do_not_meet(lab):
