@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,17 @@ def test_a_job_can_be_taken_over_without_hydra():
 def test_a_run_does_without_what_it_does_not_use(tmp_path, algorithm):
     code = FORBID.format(names=UNUSED) + "from mpirl.main import main; main()"
     settings = ["emulator=catch", f"algorithm={algorithm}", "total_steps=1", f"run_dir={tmp_path}/run"]
-    done = subprocess.run([sys.executable, "-c", code, *settings], cwd=tmp_path, capture_output=True, text=True)
+    check_completes(code, settings, tmp_path)
+
+
+def test_convolutions_learned_in_shares_load_no_sympy(tmp_path):
+    """Which torch.autograd.grad does, if it is handed a gradient: 0.4 s."""
+    code = FORBID.format(names=("torch._dynamo", "sympy")) + "from mpirl.main import main; main()"
+    settings = ["emulator=atari_dqn", "emulator.game=pong", "placement.lanes_total=2", "steps=64", "placement.learner_threads=2", "algorithm.minibatch_size=128"]
+    check_completes(code, [*settings, "algorithm.epochs=1", "total_steps=1", f"run_dir={tmp_path}/run"], tmp_path)
+
+
+def check_completes(code: str, settings: list[str], folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", code, *settings], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "COMPLETED").exists()
+    assert (folder / "run" / "COMPLETED").exists()
