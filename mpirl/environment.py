@@ -17,11 +17,14 @@ KEEP = 2**30
 def prepare() -> None:
     """Limit spinning, and let malloc keep the memory of large tensors instead of mapping it anew for each (glibc only).
 
-    The latter saves the page faults of every minibatch: 10 to 25 % of the time of training a convolutional network.
+    Keeping it saves the page faults of every minibatch: 10 to 25 % of the time of training a convolutional network. numpy's
+    BLAS gets one thread: it has little to do here, and else starts one for each core where numpy is loaded, in every rank,
+    which all spin for a tenth of a second.
     USR1, "save and stop", waits until training has begun (`schedule.Signals`) instead of killing a rank that is starting.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's large tensors in huge pages: fewer page faults
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -13,7 +13,11 @@ FORBID = "import sys; sys.modules.update(dict.fromkeys({names}))\n"
 
 def loaded(code: str, names: tuple[str, ...]) -> list[str]:
     """Those of the modules that are there after the code."""
-    code += f"\nimport sys\nprint(*(name for name in {names} if name in sys.modules))"
+    return printed(code + f"\nimport sys\nprint(*(name for name in {names} if name in sys.modules))")
+
+
+def printed(code: str) -> list[str]:
+    """The words that the code prints."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -37,11 +41,24 @@ def test_a_run_does_without_what_it_does_not_use(tmp_path, algorithm):
     check_completes(code, settings, tmp_path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_numpy_starts_no_threads_unless_asked(monkeypatch):
+    code = "from mpirl import environment; import os, numpy\n"
+    code += "print(os.environ['OPENBLAS_NUM_THREADS'], *os.listdir('/proc/self/task'))"
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    number, *threads = printed(code)
+    assert number == "1" and len(threads) == 1
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert printed(code)[0] == "2"
+
+
 def test_convolutions_learned_in_shares_load_no_sympy(tmp_path):
     """Which torch.autograd.grad does, if it is handed a gradient: 0.4 s."""
     code = FORBID.format(names=("torch._dynamo", "sympy")) + "from mpirl.main import main; main()"
-    settings = ["emulator=atari_dqn", "emulator.game=pong", "placement.lanes_total=2", "steps=64", "placement.learner_threads=2", "algorithm.minibatch_size=128"]
-    check_completes(code, [*settings, "algorithm.epochs=1", "total_steps=1", f"run_dir={tmp_path}/run"], tmp_path)
+    settings = ["emulator=atari_dqn", "emulator.game=pong", "placement.lanes_total=2", "placement.learner_threads=2", "steps=64"]
+    settings += ["algorithm.minibatch_size=128", "algorithm.epochs=1", "total_steps=1", f"run_dir={tmp_path}/run"]
+    check_completes(code, settings, tmp_path)
 
 
 def check_completes(code: str, settings: list[str], folder: Path) -> None:
