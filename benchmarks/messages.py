@@ -8,8 +8,8 @@ so that many ranks start quickly.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 
@@ -27,7 +27,9 @@ CONTEXT = 3  # frames in front, for stacks of 4
 
 
 def main() -> None:
-    wanted = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wanted", type=json.loads, metavar="JSON", help="what to measure, see above")
+    wanted = parser.parse_args().wanted
     group = world(deadline=600)
     group.patient = wanted.get("patient", True)
     found: dict[str, list[dict]] = {"broadcast": [], "gather": []}
