@@ -53,6 +53,7 @@ def test_numpy_starts_no_threads_unless_asked(monkeypatch):
     assert printed(code)[0] == "2"
 
 
+@pytest.mark.atari
 def test_convolutions_learned_in_shares_load_no_sympy(tmp_path):
     """Which torch.autograd.grad does, if it is handed a gradient: 0.4 s."""
     code = FORBID.format(names=("torch._dynamo", "sympy")) + "from mpirl.main import main; main()"

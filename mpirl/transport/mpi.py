@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-SETTLE = 0.2  # seconds from MPI_Init to the first message: one crashed a rank that was only leaving it (Open MPI 5.0.11)
+SETTLE = 0.2  # seconds from MPI_Init to the first message: Open MPI 5.0 may crash where one is still in it (open-mpi/ompi#12495)
 
 
 def world(deadline: float = Group.deadline, learner: str = "") -> MpiGroup:
