@@ -27,7 +27,8 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.mpirl_tmpdir, ignore_errors=True)
-    remove_unused(segments() - config.mpirl_segments)
+    if left := segments() - config.mpirl_segments:
+        remove_unused(left)
 
 
 def segments():
